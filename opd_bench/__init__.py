@@ -1,0 +1,1 @@
+"""opd-bench: compare post-training by distillation under matched, metered compute."""

@@ -1,0 +1,125 @@
+"""Supervised training of the embedded models: length-bucketed batches, bf16 autocast, checkpoints to resume from.
+
+Shapes: B documents, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from opd_bench.embedded.corpus import Document
+from opd_bench.embedded.tokenizer import CONTEXT
+
+POOL = 2048  # documents sorted by length together
+Example = tuple[list[int], list[float]]  # token ids, the weight of each token in the loss
+
+
+def new_llama(width: int, layers: int, tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=width * 8 // 3 // 32 * 32,
+            num_hidden_layers=layers,
+            num_attention_heads=width // 32,
+            num_key_value_heads=width // 32,
+            max_position_embeddings=CONTEXT,
+            tie_word_embeddings=False,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+        )
+    )
+
+
+def encode(prompt: str, document: Document, tokenizer: PreTrainedTokenizerFast) -> Example:
+    """Segments are tokenised one by one, as a rollout and a question appended to it are."""
+    ids, weights = list(tokenizer(prompt).input_ids), []
+    weights += [0.0] * len(ids)
+    for text, weight in [*document, (tokenizer.eos_token, 1.0)]:
+        piece = tokenizer(text).input_ids
+        ids += piece
+        weights += [weight] * len(piece)
+    return ids, weights
+
+
+def batches(examples: Iterator[Example], tokens: int, rng: random.Random) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Endless (ids_BT, weights_BT) of about ``tokens`` tokens, padded on the right with weight 0."""
+    while True:
+        pool = sorted((next(examples) for _ in range(POOL)), key=lambda example: len(example[0]))
+        cut, groups = 0, []
+        while cut < len(pool):
+            end = cut + 1
+            while end < len(pool) and (end + 1 - cut) * len(pool[end][0]) <= tokens:
+                end += 1
+            groups.append(pool[cut:end])
+            cut = end
+        rng.shuffle(groups)
+        for group in groups:
+            length = max(len(ids) for ids, _ in group)
+            yield (
+                torch.tensor([ids + [0] * (length - len(ids)) for ids, _ in group]),
+                torch.tensor([weights + [0.0] * (length - len(weights)) for _, weights in group]),
+            )
+
+
+def fit(
+    model: LlamaForCausalLM,
+    data: Iterator[tuple[torch.Tensor, torch.Tensor]],
+    steps: int,
+    lr: float,
+    *,
+    checkpoint: Path | None = None,
+    every: int = 250,
+    report: Callable[[int, float], None] = lambda step, loss: None,
+    constant: bool = False,
+) -> None:
+    """AdamW with warm-up and cosine decay (or ``constant``); resumes from ``checkpoint`` where one lies."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+    start, warmup, losses = 0, min(200, steps // 10), []
+    if checkpoint and checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        start = saved["step"]
+        for _ in range(start):
+            next(data)
+    model.train()
+    for step in range(start, steps):
+        share = min(1.0, (step + 1) / warmup)
+        if not constant:
+            share *= 0.5 * (1 + math.cos(math.pi * step / steps))
+        for group in optimizer.param_groups:
+            group["lr"] = lr * share
+        ids_BT, weights_BT = next(data)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits_BTV = model(input_ids=ids_BT).logits
+        nll_N = cross_entropy(logits_BTV[:, :-1].float().flatten(0, 1), ids_BT[:, 1:].flatten(), reduction="none")
+        weights_N = weights_BT[:, 1:].flatten()
+        loss = (nll_N * weights_N).sum() / weights_N.sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        if (step + 1) % every == 0 or step + 1 == steps:
+            report(step + 1, sum(losses[-every:]) / len(losses[-every:]))
+            if checkpoint:
+                part = checkpoint.with_suffix(".part")
+                torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, part)
+                part.replace(checkpoint)
+    model.eval()
+
+
+def clock() -> Callable[[], str]:
+    start = time.time()
+    return lambda: f"{time.time() - start:.0f} s"

@@ -1,0 +1,166 @@
+"""Specification to Python function: a list goes through two to four operations and one final return.
+
+    >>> problem = Problem((Operation("even"), Operation("add", 3)), "sum", forward=True)
+    >>> print(problem.prompt + problem.solution)
+    Write f(a): keep the even numbers, then add 3 to each, then return the sum.
+    def f(a):
+        a = [x for x in a if x % 2 == 0]
+        a = [x + 3 for x in a]
+        return sum(a)
+
+A specification reads forward ("..., then ...") or backward ("... after you ..."); both share one identity, the sequence
+of operations. The split is a hash of that identity, so training, validation and test problems can never meet. Hidden
+tests come from evaluating the operations directly, never from running the reference text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+SPLIT_SIZES = {"train": 12_000, "validation": 250, "test": 250}
+SPLIT_SEEDS = {"train": 21, "validation": 22, "test": 23}
+OPERATIONS = (2, 3, 4)
+TESTS = 6
+
+# name: (specification, Python line, meaning, range of k or None)
+OPERATION: dict[str, tuple[str, str, Callable[[list[int], int], list[int]], range | None]] = {
+    "add": ("add {k} to each", "[x + {k} for x in a]", lambda a, k: [x + k for x in a], range(2, 31)),
+    "subtract": ("subtract {k} from each", "[x - {k} for x in a]", lambda a, k: [x - k for x in a], range(2, 31)),
+    "multiply": ("multiply each by {k}", "[x * {k} for x in a]", lambda a, k: [x * k for x in a], range(2, 10)),
+    "modulo": ("take each modulo {k}", "[x % {k} for x in a]", lambda a, k: [x % k for x in a], range(3, 13)),
+    "square": ("square each", "[x * x for x in a]", lambda a, k: [x * x for x in a], None),
+    "negate": ("negate each", "[-x for x in a]", lambda a, k: [-x for x in a], None),
+    "even": ("keep the even numbers", "[x for x in a if x % 2 == 0]", lambda a, k: [x for x in a if x % 2 == 0], None),
+    "odd": ("keep the odd numbers", "[x for x in a if x % 2 == 1]", lambda a, k: [x for x in a if x % 2 == 1], None),
+    "above": ("keep numbers above {k}", "[x for x in a if x > {k}]", lambda a, k: [x for x in a if x > k], range(2, 31)),
+    "below": ("keep numbers below {k}", "[x for x in a if x < {k}]", lambda a, k: [x for x in a if x < k], range(2, 31)),
+    "multiples": ("keep multiples of {k}", "[x for x in a if x % {k} == 0]", lambda a, k: [x for x in a if x % k == 0], range(3, 8)),
+    "sort": ("sort it", "sorted(a)", lambda a, k: sorted(a), None),
+    "reverse": ("reverse it", "a[::-1]", lambda a, k: a[::-1], None),
+    "drop": ("drop the first {k}", "a[{k}:]", lambda a, k: a[k:], range(1, 6)),
+    "take": ("take the first {k}", "a[:{k}]", lambda a, k: a[:k], range(1, 9)),
+}
+# name: (specification, Python expression, meaning)
+RETURN: dict[str, tuple[str, str, Callable[[list[int]], object]]] = {
+    "sum": ("return the sum", "sum(a)", sum),
+    "largest": ("return the largest or 0", "max(a, default=0)", lambda a: max(a, default=0)),
+    "smallest": ("return the smallest or 0", "min(a, default=0)", lambda a: min(a, default=0)),
+    "count": ("return how many are left", "len(a)", len),
+    "list": ("return the list", "a", lambda a: a),
+}
+
+
+@dataclass(frozen=True)
+class Operation:
+    name: str
+    k: int = 0
+
+    @property
+    def specification(self) -> str:
+        return OPERATION[self.name][0].format(k=self.k)
+
+    @property
+    def line(self) -> str:
+        return f"    a = {OPERATION[self.name][1].format(k=self.k)}"
+
+    def __call__(self, values: list[int]) -> list[int]:
+        return OPERATION[self.name][2](values, self.k)
+
+
+@dataclass(frozen=True)
+class Problem:
+    operations: tuple[Operation, ...]
+    returns: str
+    forward: bool
+
+    @property
+    def identity(self) -> str:
+        return " ".join([*(f"{op.name}:{op.k}" for op in self.operations), self.returns])
+
+    @property
+    def prompt(self) -> str:
+        phrases = [*(op.specification for op in self.operations), RETURN[self.returns][0]]
+        text = ", then ".join(phrases) if self.forward else " after you ".join(reversed(phrases))
+        return f"Write f(a): {text}.\n"
+
+    @property
+    def solution(self) -> str:
+        return "\n".join(["def f(a):", *(op.line for op in self.operations), f"    return {RETURN[self.returns][1]}"])
+
+    @property
+    def split(self) -> str:
+        bucket = hashlib.sha256(self.identity.encode()).digest()[0] % 16
+        return {0: "test", 1: "validation"}.get(bucket, "train")
+
+    def __call__(self, values: list[int]) -> object:
+        """What a correct ``f`` returns for ``values``."""
+        for operation in self.operations:
+            values = operation(values)
+        return RETURN[self.returns][2](values)
+
+    def hidden_tests(self) -> list[str]:
+        """Assertions on inputs drawn from the identity; at least half of them give distinct results where possible."""
+        rng = random.Random(f"hidden tests of {self.identity}")
+        inputs = [[], *([rng.randint(-40, 60) for _ in range(rng.randint(6, 14))] for _ in range(40))]
+        chosen, results = [], set()
+        for values in inputs:
+            result = repr(self(list(values)))
+            if result not in results or len(inputs) - inputs.index(values) <= TESTS - len(chosen):
+                chosen.append(f"assert f({values!r}) == {result}")
+                results.add(result)
+            if len(chosen) == TESTS:
+                break
+        return chosen
+
+
+def draw_operation(rng: random.Random) -> Operation:
+    name = rng.choice(list(OPERATION))
+    values = OPERATION[name][3]
+    return Operation(name, rng.choice(values) if values else 0)
+
+
+def draw(rng: random.Random) -> Problem:
+    """One random problem of any split; no operation name appears twice in a row."""
+    operations = [draw_operation(rng)]
+    for _ in range(rng.choice(OPERATIONS) - 1):
+        following = draw_operation(rng)
+        while following.name == operations[-1].name:
+            following = draw_operation(rng)
+        operations.append(following)
+    return Problem(tuple(operations), rng.choice(list(RETURN)), rng.random() < 0.5)
+
+
+def problems(split: str, seed: int) -> Iterator[Problem]:
+    """Endless distinct problems of one split."""
+    rng, seen = random.Random(f"functions/{split}/{seed}"), set()
+    while True:
+        problem = draw(rng)
+        if problem.split == split and problem.identity not in seen:
+            seen.add(problem.identity)
+            yield problem
+
+
+def load(**_: object) -> dict:
+    """The data set lm-eval asks for: ``{split: datasets.Dataset}``. Only test and validation problems carry tests."""
+    from itertools import islice
+
+    import datasets
+
+    return {
+        split: datasets.Dataset.from_list(
+            [
+                {
+                    "identity": p.identity,
+                    "prompt": p.prompt,
+                    "solution": p.solution,
+                    "steps": len(p.operations),
+                    "tests": [] if split == "train" else p.hidden_tests(),
+                }
+                for p in islice(problems(split, SPLIT_SEEDS[split]), size)
+            ]
+        )
+        for split, size in SPLIT_SIZES.items()
+    }
