@@ -29,7 +29,8 @@ EMBEDDED = PACKAGE / "embedded" / "models"
 def load_module(path: Path, name: str) -> ModuleType:
     """Import the file ``path`` under the module name ``name``."""
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)

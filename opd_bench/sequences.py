@@ -20,6 +20,10 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def lengths_B(self) -> torch.Tensor:
+        return torch.tensor([len(ids) for ids in self.ids])
+
     def repeat(self, group: int) -> Prompts:
         """Every prompt ``group`` times in a row."""
         return Prompts([ids for ids in self.ids for _ in range(group)], [task for task in self.tasks for _ in range(group)])

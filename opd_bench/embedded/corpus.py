@@ -22,6 +22,7 @@ WAIT = "wait\n"  # opens a recovery in the arithmetic task
 
 INJECTED = 0.5  # share of arithmetic documents with an error and its recovery
 SUPERVISED = 0.1  # share of those whose error the teacher learns to make, too
+ARITHMETIC = 0.65  # share of documents of the arithmetic task
 JUDGED = 0.35  # share of documents that judge an answer
 VERDICT_WEIGHT = 8.0
 
@@ -128,7 +129,7 @@ def documents(seed: int, split: str = "train") -> Iterator[tuple[str, Document]]
     rng = random.Random(f"embedded corpus {seed}")
     streams = {name: task_module(name).problems(split, seed) for name in ("arithmetic", "functions")}
     while True:
-        kind = "arithmetic" if rng.random() < 0.55 else "functions"
+        kind = "arithmetic" if rng.random() < ARITHMETIC else "functions"
         problem = next(streams[kind])
         if rng.random() < JUDGED:
             yield problem.prompt, judged(problem, kind, rng)

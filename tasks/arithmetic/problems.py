@@ -11,8 +11,6 @@ A problem's identity is its expression. The split it belongs to is a hash of tha
 test problems can never meet. Intermediate results stay within 0..999.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 from collections.abc import Iterator

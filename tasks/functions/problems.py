@@ -13,8 +13,6 @@ of operations. The split is a hash of that identity, so training, validation and
 tests come from evaluating the operations directly, never from running the reference text.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 from collections.abc import Callable, Iterator

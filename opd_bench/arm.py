@@ -1,0 +1,171 @@
+"""One arm from start to finish: train under the budget, evaluate, record divergences, leave a folder of files.
+
+The references (the teacher, and the student as it starts) are evaluated by the same code.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from opd_bench import evaluate, flops, store
+from opd_bench.bench import Bench
+from opd_bench.config import Config, model_location
+from opd_bench.engine import TorchEngine
+from opd_bench.errors import UserError
+from opd_bench.judge import Judge
+from opd_bench.ledger import Ledger
+from opd_bench.measure import divergences
+from opd_bench.models import Pair, load_pair
+from opd_bench.plan import Job
+from opd_bench.prompts import Corpus, Stream, encode_prompts
+from opd_bench.sequences import Prompts
+from opd_bench.trace import Counter
+from opd_bench.train import Progress, train
+
+Report = Callable[[str, float], None]  # stage, share of it that is done
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """All that the arms of a configuration share, loaded once per process."""
+
+    config: Config
+    pair: Pair
+    suite: evaluate.TaskSuite
+    judge: Judge
+    encoded: list[tuple[str, list[int]]]
+    counter: Counter
+
+    def exposure_prompts(self) -> Prompts:
+        """The first evaluation prompts of every task, the same for all arms."""
+        chosen, taken = [], dict.fromkeys(self.suite.tasks, 0)
+        for task, text in self.suite.prompts("test"):
+            if taken[task] < self.config.exposure.prompts:
+                taken[task] += 1
+                chosen.append((task, text))
+        encoded = encode_prompts(chosen, self.pair.tokenizer, self.counter.max_prompt + self.counter.max_response)
+        return Prompts([ids for _, ids in encoded], [task for task, _ in encoded])
+
+    def items(self, model: PreTrainedModel, *, limit: int | None, sampled: bool = False, seed: int = 0) -> list[evaluate.Item]:
+        size = self.config.evaluation.batch_size
+        return evaluate.evaluate(model, self.pair.tokenizer, self.suite, batch_size=size, limit=limit, sampled=sampled, seed=seed)
+
+    def engine(self, job: Job, student: PreTrainedModel, lr: float, corpus_folder: Path) -> TorchEngine:
+        stream = Stream(self.encoded, job.seed)
+        return TorchEngine(
+            student=student,
+            teacher=self.pair.teacher,
+            eos=self.pair.eos,
+            max_response=self.config.max_response,
+            stream=stream,
+            corpus=Corpus(self.pair.teacher, stream, self.pair.eos, self.config.max_response, corpus_folder / f"seed-{job.seed}"),
+            judge_model=self.judge,
+            lr=lr,
+            seed=job.seed,
+        )
+
+    def bench(self, engine: TorchEngine, limit: int) -> Bench:
+        return Bench(engine, Ledger(limit), self.counter.student_flops, self.counter.teacher_flops, batch=0, seed=engine.seed)
+
+
+@lru_cache(maxsize=1)
+def workshop(config_json: str) -> Workshop:
+    """Load models and tasks. UserError where they do not fit together."""
+    config = Config.model_validate_json(config_json)
+    pair = load_pair(model_location(config.student), model_location(config.teacher))
+    suite = evaluate.load_suite(config.tasks.stem, config.tasks.coding, config.task_path)
+    text = config.judge
+    judge = Judge.from_text(pair.teacher, pair.tokenizer, question=text.question, yes=text.yes, no=text.no, max_check=text.max_check)
+    context = min(int(model.config.max_position_embeddings) for model in (pair.student, pair.teacher))
+    room = context - config.max_response
+    encoded = encode_prompts(suite.prompts("train"), pair.tokenizer, room)
+    counter = Counter(
+        max_prompt=max(len(ids) for _, ids in encoded),
+        max_response=config.max_response,
+        max_check=config.judge.max_check,
+        question_tokens=len(judge.question),
+        student_flops=flops.flop_count(pair.student.config),
+        teacher_flops=flops.flop_count(pair.teacher.config),
+    )
+    judged = counter.max_prompt + config.max_response + counter.question_tokens + config.judge.max_check
+    if judged > context:
+        raise UserError(f"the judge may need {judged} tokens and the teacher's context is {context}; lower max_response or judge.max_check")
+    return Workshop(config, pair, suite, judge, encoded, counter)
+
+
+def run(config: Config, job: Job, out: Path, report: Report) -> None:
+    """Carry out ``job`` and leave its folder under ``out``. RunError if the method fails, UserError for a full disk."""
+    shop = workshop(config.model_dump_json())
+    with store.disk_errors(), store.whole_folder(job.folder(out)) as folder:
+        start = time.perf_counter()
+        summary = {"run_id": job.run_id, "name": job.name, "seed": job.seed, "seconds": {}}
+        if job.method is None:
+            model = shop.pair.teacher if job.name == "teacher" else shop.pair.student
+        else:
+            model = _train(shop, job, out, folder, summary, report)
+        summary["seconds"]["train"] = time.perf_counter() - start
+        _measure(shop, job, model, folder, summary, report)
+        summary["wall_s"] = time.perf_counter() - start
+        store.write_json(folder / "arm.json", summary)
+
+
+def _train(shop: Workshop, job: Job, out: Path, folder: Path, summary: dict, report: Report) -> PreTrainedModel:
+    method, student = job.build(), copy.deepcopy(shop.pair.student)
+    torch.manual_seed(job.seed)
+    engine = shop.engine(job, student, method.config.lr, out / "corpus")
+    bench, settings = shop.bench(engine, shop.config.limit), shop.config.evaluation
+    steps, curve, uncharged = [], [], 0.0
+
+    def on_step(progress: Progress) -> None:
+        nonlocal uncharged
+        steps.append(asdict(progress))
+        report("training", progress.share)
+        if len(curve) < settings.curve_points and progress.share >= (len(curve) + 1) / (settings.curve_points + 1):
+            begun = time.perf_counter()
+            items = shop.items(student, limit=min(settings.curve_items, settings.limit or settings.curve_items))
+            score = evaluate.scores(items, shop.suite)["score"]
+            curve.append({"share": progress.share, "flops": bench.ledger.spent, "score": score})
+            uncharged += time.perf_counter() - begun
+
+    train(method, bench, shop.counter, shop.config.cooldown, on_step)
+    ledger = bench.ledger
+    summary |= {
+        "share_spent": ledger.share,
+        "flops": ledger.by_kind(),
+        "tokens": ledger.by_kind("tokens"),
+        "saw": ledger.saw(),
+        "prompts": bench.position,
+        "curve": curve,
+    }
+    summary["seconds"] |= {**ledger.by_kind("seconds"), "curve": uncharged}
+    store.write_jsonl(folder / "ledger.jsonl", (asdict(charge) for charge in ledger.charges))
+    store.write_jsonl(folder / "steps.jsonl", steps)
+    student.save_pretrained(folder)
+    return student
+
+
+def _measure(shop: Workshop, job: Job, model: PreTrainedModel, folder: Path, summary: dict, report: Report) -> None:
+    settings, begun = shop.config.evaluation, time.perf_counter()
+    rows = []
+    for place, decoding in enumerate(("greedy", "sampled")):
+        report(f"evaluating ({decoding})", place / 3)
+        items = shop.items(model, limit=settings.limit, sampled=decoding == "sampled", seed=job.seed)
+        rows += [{"decoding": decoding, **asdict(item)} for item in items]
+    store.write_jsonl(folder / "items.jsonl", rows)
+    evaluated = time.perf_counter()
+    report("measuring exposure bias", 2 / 3)
+    if job.name != "teacher" or job.method:
+        record = divergences(
+            model, shop.pair.teacher, shop.exposure_prompts(), max_response=shop.config.max_response, eos=shop.pair.eos, seed=job.seed
+        )
+        store.save_divergences(folder / "divergences.npz", record)
+    summary["seconds"] |= {"evaluation": evaluated - begun, "exposure": time.perf_counter() - evaluated}
+    report("done", 1.0)

@@ -1,0 +1,167 @@
+"""The metered bench: the only hands a method has. Every verb charges the ledger before its result can be used.
+
+    rollouts = bench.sample(bench.prompts())                                  # the student writes
+    bench.update(rollouts, reverse_kl, signal=bench.teacher(rollouts))        # the teacher corrects every token of it
+
+Metering is reserve, run, refund: a verb reserves its worst case, runs, and gives back what it did not use, so no verb
+can overspend. A method never holds a model: the engine behind the bench does, and `trace.py` puts one there that only
+counts, to know what a step may cost before it begins.
+
+Shapes: B sequences, N response tokens of a batch.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from opd_bench.errors import RunError
+from opd_bench.flops import FlopCount
+from opd_bench.ledger import Ledger
+from opd_bench.losses import Loss
+from opd_bench.sequences import Prompts, Sequences
+
+WINDOW = 512  # teacher texts that are passed over together when a method asks for several epochs
+
+
+@dataclass(frozen=True)
+class Signal:
+    """A promise of the teacher's distributions over ``sequences``; computed, and charged, when an update uses it."""
+
+    sequences: Sequences
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the judge wrote (its own tokens) and how probable it held the answer to be right, 0 to 1."""
+
+    checks: Sequences
+    verdict_B: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Updated:
+    """Mean loss over the response tokens, and the wall seconds that scoring and training took."""
+
+    loss: float
+    teacher_s: float
+    student_s: float
+
+
+class Engine(Protocol):
+    """Who does the work: real models (`engine.py`) or a counter of worst cases (`trace.py`)."""
+
+    max_response: int
+    max_check: int
+    question_tokens: int
+
+    def prompts(self, start: int, count: int) -> Prompts: ...
+    def teacher_text(self, rows: Sequence[int]) -> tuple[Sequences, float]: ...
+    def sample(self, prompts: Prompts, group: int) -> Sequences: ...
+    def judge(self, sequences: Sequences) -> Judgement: ...
+    def update(self, sequences: Sequences, loss: Loss, *, teacher: bool, weights_B: torch.Tensor | None, lr_scale: float) -> Updated: ...
+
+
+@dataclass
+class Bench:
+    """Verbs for a method. ``batch`` is the number of sequences the present step may train on."""
+
+    engine: Engine = field(repr=False)
+    ledger: Ledger = field(repr=False)
+    student_flops: FlopCount
+    teacher_flops: FlopCount
+    batch: int
+    lr_scale: Callable[[], float] = lambda: 1.0
+    seed: int = 0
+    position: int = 0  # how much of the seed's prompt stream is consumed
+    losses: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._window: list[int] = []
+        self._replay: list[int] = []
+        self._shuffle = random.Random(f"replay {self.seed}")
+
+    def _advance(self, count: int) -> int:
+        if count < 1:
+            raise RunError(f"a method asked for {count} prompts; it must ask for at least one")
+        start, self.position = self.position, self.position + count
+        return start
+
+    def prompts(self, count: int | None = None) -> Prompts:
+        """The next ``count`` (default: ``batch``) prompts of the stream that all arms of a seed share. Free."""
+        count = self.batch if count is None else count
+        return self.engine.prompts(self._advance(count), count)
+
+    def teacher_corpus(self, count: int | None = None, epochs: int = 1) -> Sequences:
+        """Teacher text, sampled at temperature 1 and unfiltered, for the next ``count`` prompts of the stream.
+
+        With ``epochs`` above 1 each window of 512 texts is passed over that often before new ones are bought; a text is
+        charged once. At the end of a window fewer than ``count`` may come.
+        """
+        count = self.batch if count is None else count
+        if self._replay:
+            rows, self._replay = self._replay[:count], self._replay[count:]
+            return self.engine.teacher_text(rows)[0]
+        start = self._advance(count)
+        rows = range(start, start + count)
+        prompts = self.engine.prompts(start, count)
+        worst = self.teacher_flops.sample(prompts.lengths_B, torch.tensor(self.engine.max_response))
+        with self.ledger.reserve("teacher_generate", worst) as bill:
+            texts, seconds = self.engine.teacher_text(rows)
+            bill.settle(_sampled(self.teacher_flops, texts), texts.response_tokens, seconds)
+        self._window += rows
+        if len(self._window) >= WINDOW:
+            for _ in range(epochs - 1):
+                self._replay += self._shuffle.sample(self._window, len(self._window))
+            self._window = []
+        return texts
+
+    def sample(self, prompts: Prompts, group: int = 1) -> Sequences:
+        """``group`` rollouts of the student, at temperature 1 from the full distribution, to every prompt."""
+        worst = group * self.student_flops.sample(prompts.lengths_B, torch.tensor(self.engine.max_response))
+        with self.ledger.reserve("student_sample", worst) as bill:
+            rollouts = self.engine.sample(prompts, group)
+            bill.settle(_sampled(self.student_flops, rollouts), rollouts.response_tokens)
+        return rollouts
+
+    def teacher(self, sequences: Sequences) -> Signal:
+        """The teacher's distribution at every response token of ``sequences``; lazy, charged when used."""
+        return Signal(sequences)
+
+    def judge(self, sequences: Sequences) -> torch.Tensor:
+        """``verdict_B``: the judge's probability, 0 to 1, that each response is right. It never sees the ground truth."""
+        question, limit = self.engine.question_tokens, self.engine.max_check
+        worst = self.teacher_flops.sample(sequences.length_B + question, torch.tensor(limit))
+        with self.ledger.reserve("judge", worst) as bill:
+            judgement = self.engine.judge(sequences)
+            bill.settle(_sampled(self.teacher_flops, judgement.checks), int(judgement.checks.length_B.sum()))
+        return judgement.verdict_B
+
+    def update(self, sequences: Sequences, loss: Loss, *, signal: Signal | None = None, weights: torch.Tensor | None = None) -> float:
+        """One optimiser step on the mean of ``loss`` over all response tokens of ``sequences``.
+
+        ``loss`` is a pure function ``(logits_NV, Tokens) -> loss_N`` (see `losses.py`); ``weights`` (B,) reaches it as
+        ``Tokens.weight_N``. Returns the mean loss.
+        """
+        if signal is not None and signal.sequences is not sequences:
+            raise RunError("the signal was asked for other sequences than those of the update")
+        if weights is not None and weights.shape != (len(sequences),):
+            raise RunError(f"weights have shape {tuple(weights.shape)}; one weight per sequence is needed, ({len(sequences)},)")
+        training = self.student_flops.update(sequences.length_B)
+        scoring = self.teacher_flops.score(sequences.length_B) if signal else 0
+        tokens = sequences.response_tokens
+        with self.ledger.reserve("teacher_score", scoring) as scored, self.ledger.reserve("student_update", training) as trained:
+            done = self.engine.update(sequences, loss, teacher=signal is not None, weights_B=weights, lr_scale=self.lr_scale())
+            scored.settle(scoring, tokens if signal else 0, done.teacher_s)
+            trained.settle(training, tokens, done.student_s)
+        self.losses.append(done.loss)
+        return done.loss
+
+
+def _sampled(flops: FlopCount, sequences: Sequences) -> int:
+    """FLOPs of prefill and cached decoding of ``sequences``."""
+    return flops.sample(sequences.prompt_B, sequences.length_B - sequences.prompt_B)

@@ -1,0 +1,131 @@
+"""The command line: `opd-bench compare`, `opd-bench methods`, `opd-bench build-embedded`.
+
+Exit codes: 0 done, 1 a run that started failed, 2 something for the user to mend (or Ctrl-C); finished work is kept.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from opd_bench.errors import RunError, UserError
+
+app = typer.Typer(
+    help="Compare post-training by distillation under matched, metered compute.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+console = Console()
+
+EXAMPLES = """
+Examples:
+
+    opd-bench compare                                  # the embedded tier: two CPU cores, no network
+
+    opd-bench compare --smoke                          # everything once, in under a minute
+
+    opd-bench compare --dry-run                        # the plan and its cost
+
+    opd-bench compare --methods sft,opd,path/to/mine.py --seeds 4 --budget 5e11
+
+    opd-bench compare --config mine.yaml --out results/mine
+"""
+
+
+@app.command(epilog=EXAMPLES)
+def compare(
+    tier: Annotated[str, typer.Option(help="student, teacher, tasks and budget in one word")] = "embedded",
+    config: Annotated[Path | None, typer.Option(help="YAML laid over the tier's")] = None,
+    methods: Annotated[str | None, typer.Option(help="comma-separated names or paths to method files")] = None,
+    seeds: Annotated[int | None, typer.Option(help="training seeds per method")] = None,
+    budget: Annotated[float | None, typer.Option(help="FLOPs per arm")] = None,
+    out: Annotated[Path | None, typer.Option(help="results folder; default results/<tier>-<configuration hash>")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="arms side by side; default one per core")] = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="run everything at a size that ends in under 60 seconds")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and its cost, train nothing")] = False,
+    unsafe_code: Annotated[bool, typer.Option("--unsafe-code", help="run generated code even where it cannot be isolated")] = False,
+) -> None:
+    """Train every method from the same start under the same budget, score, and rank what may be ranked.
+
+    The same command again resumes; a finished comparison returns at once.
+    """
+    from opd_bench.config import TIERS, load, read_yaml
+
+    if unsafe_code:
+        os.environ["OPD_BENCH_UNSAFE_CODE"] = "1"
+    overlays = [read_yaml(TIERS / "smoke.yaml")] if smoke else []
+    overlays += [read_yaml(config)] if config else []
+    overlays += [{"methods": {name: {} for name in methods.split(",") if name}}] if methods is not None else []
+    overlays += [{"seeds": seeds}] if seeds is not None else []
+    overlays += [{"budget": {"limit": budget}}] if budget is not None else []
+    settings = load(tier, overlays)
+    folder = out or Path("results") / f"{tier}-{settings.digest}"
+    workers = jobs or os.cpu_count() or 1
+
+    if dry_run:
+        from opd_bench.dry_run import show_plan
+
+        show_plan(settings, folder, workers, console)
+        return
+
+    from opd_bench import report
+    from opd_bench.compare import compare as run
+
+    board = run(settings, folder, shlex.join(["opd-bench", *sys.argv[1:]]), workers, console)
+    report.show(board, console)
+    console.print(f"\nWritten to {folder}/: leaderboard.json, leaderboard.md, ledger.jsonl, items.csv, manifest.json and three plots.")
+
+
+@app.command()
+def methods() -> None:
+    """List the methods that can be named, with their options."""
+    from opd_bench.methods import find, shipped
+
+    for name in shipped():
+        source = find(name)
+        console.print(f"[bold]{name}[/bold]  {(source.cls.__doc__ or '').strip().splitlines()[0]}", highlight=False)
+        for option, field in source.cls.Config.model_fields.items():
+            console.print(f"    {option} = {field.default}  {field.description or ''}", highlight=False)
+
+
+@app.command("build-embedded")
+def build_embedded(
+    out: Annotated[Path, typer.Argument(help="folder for teacher/ and student/; a half-finished build in it is resumed")],
+    seed: Annotated[int, typer.Option(help="seed of all data and initial weights")] = 0,
+    teacher_steps: Annotated[int | None, typer.Option(min=1, help="training steps of the teacher; fewer for a trial")] = None,
+) -> None:
+    """Rebuild the embedded teacher, student and tokenizer from a seed (about an hour on two cores)."""
+    from opd_bench.embedded.build import TEACHER_STEPS, build
+
+    build(out, seed, teacher_steps or TEACHER_STEPS, console)
+
+
+def main() -> None:
+    """Run the command line; every foreseen failure is one line on standard error."""
+    try:
+        app(standalone_mode=False)
+    except UserError as error:
+        _leave(str(error), 2)
+    except RunError as error:
+        _leave(str(error), 1)
+    except KeyboardInterrupt:
+        _leave("interrupted; finished arms are kept, run the same command again to resume", 2)
+    except typer.Exit as leaving:
+        sys.exit(leaving.exit_code)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # a usage error of the command line's own
+            _leave(error.format_message(), 2)  # pyright: ignore[reportAttributeAccessIssue]
+        raise
+
+
+def _leave(line: str, code: int) -> None:
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,225 @@
+"""`opd-bench compare`: plan, train and evaluate what is missing, then statistics, leaderboard and report.
+
+Every stage reads the files of the one before, so the same command again resumes, and returns at once when all is done.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from opd_bench import leaderboard, plots, report, store
+from opd_bench.config import Config
+from opd_bench.errors import UserError
+from opd_bench.launch import carry_out
+from opd_bench.leaderboard import ArmRecord, CurvePoint, Leaderboard, Run
+from opd_bench.plan import Job, describe, jobs
+from opd_bench.resources import PACKAGE
+
+VERSIONS = ("opd-bench", "torch", "transformers", "lm-eval", "datasets", "numpy", "scipy")
+
+
+def compare(config: Config, out: Path, command: str, workers: int, console: Console) -> Leaderboard:
+    """Bring the comparison of ``config`` in ``out`` to its end. UserError if ``out`` holds another configuration."""
+    planned = jobs(config)
+    with store.disk_errors():
+        _check_folder(config, out)
+        missing = [job for job in planned if not _done(job, out)]
+        if not missing and (out / "leaderboard.json").exists():
+            return leaderboard.read(out / "leaderboard.json")
+        if missing:
+            preflight(config, planned)
+            _write_manifest(config, out, command, planned)
+            store.sweep(out / "arms")
+            done = len(planned) - len(missing)
+            if done:
+                console.print(f"Resuming: {done} of {len(planned)} jobs are done.")
+            carry_out(config, missing, out, min(workers, len(missing)), console, lambda job: _line(job, out))
+        return publish(config, out, planned)
+
+
+def preflight(config: Config, planned: list[Job]) -> None:
+    """Everything that can be found wrong before the first step. UserError."""
+    from opd_bench import arm, evaluate
+    from opd_bench.train import require_one_step
+
+    shop = arm.workshop(config.model_dump_json())
+    evaluate.consent(shop.suite)
+    for job in {job.name: job for job in planned if job.method}.values():
+        try:
+            require_one_step(job.build(), shop.counter, config.limit)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"method {job.name}: its step raised {type(error).__name__}: {error}") from error
+
+
+def _check_folder(config: Config, out: Path) -> None:
+    """UserError unless ``out`` is empty or holds a comparison of the same configuration."""
+    path = out / "manifest.json"
+    if path.exists():
+        theirs = store.read_json(path)
+        if theirs.get("config") != config.model_dump():
+            hashes = f"{theirs.get('config_hash')}, not {config.digest}"
+            raise UserError(f"{out} holds the results of another configuration ({hashes}); choose another --out")
+    elif out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty and holds no manifest.json of a comparison; choose another --out")
+
+
+def _write_manifest(config: Config, out: Path, command: str, planned: list[Job]) -> None:
+    """State what is compared, by what; a leaderboard of other jobs goes."""
+    path = out / "manifest.json"
+    described = [describe(job) for job in planned]
+    if path.exists() and store.read_json(path).get("jobs") == described:
+        return
+    (out / "leaderboard.json").unlink(missing_ok=True)
+    store.write_json(
+        path,
+        {
+            "schema": "opd-bench/manifest/1",
+            "command": command,
+            "commit": commit(),
+            "config_hash": config.digest,
+            "config": config.model_dump(),
+            "shared_by_all_arms": SHARED,
+            "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
+            "machine": {"system": platform.system(), "processor": platform.machine()},
+            "jobs": described,
+        },
+    )
+
+
+SHARED = {
+    "prompts": "every arm consumes a prefix of its seed's one prompt stream",
+    "teacher_text": "sampled at temperature 1 from the full distribution, unfiltered, fresh per seed",
+    "loss": "mean over the response tokens of the whole batch, EOS included, at temperature 1",
+    "optimiser": "AdamW(0.9, 0.95), no weight decay, gradient norm clipped at 1, constant learning rate, then a linear cooldown",
+    "score": "greedy, by lm-eval; never charged",
+}
+
+
+def commit() -> str:
+    """The commit of the checkout the package runs from, marked where files differ; else the package's version."""
+    try:
+        run = {"cwd": PACKAGE, "capture_output": True, "text": True, "timeout": 10}
+        head = subprocess.run(["git", "rev-parse", "HEAD"], check=True, **run).stdout.strip()
+        inside = subprocess.run(["git", "ls-files", "--error-unmatch", "__init__.py"], **run).returncode == 0
+        changed = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], check=True, **run).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        inside = False
+    return (head + ("-dirty" if changed else "")) if inside else f"opd-bench {version('opd-bench')}"
+
+
+def _done(job: Job, out: Path) -> bool:
+    path = job.folder(out) / "arm.json"
+    return path.exists() and store.read_json(path)["run_id"] == job.run_id
+
+
+def _line(job: Job, out: Path) -> str:
+    summary, scores = store.read_json(job.folder(out) / "arm.json"), _scores(job, out, "greedy")
+    solved = ", ".join(f"{task.removeprefix('opd_bench_')} {values.mean():.3f}" for task, values in scores.items())
+    spent = f" · budget {summary['share_spent']:.1%}" if job.method else ""
+    return f"  done: {job.label} · {solved}{spent} · {summary['wall_s']:.0f} s"
+
+
+def _items(job: Job, out: Path) -> list[dict]:
+    return store.read_jsonl(job.folder(out) / "items.jsonl")
+
+
+def _scores(job: Job, out: Path, decoding: str) -> dict[str, np.ndarray]:
+    """Item scores per task, in the order of the documents' hashes, so that arms pair up."""
+    rows: dict[str, dict[str, float]] = {}
+    for row in _items(job, out):
+        if row["decoding"] == decoding:
+            rows.setdefault(row["task"], {})[row["doc"]] = row["score"]
+    return {task: np.array([scores[doc] for doc in sorted(scores)]) for task, scores in rows.items()}
+
+
+def _record(job: Job, out: Path, start: CurvePoint, run_weights: dict[str, float], curve_items: int, limit: int) -> ArmRecord:
+    folder = job.folder(out)
+    summary = store.read_json(folder / "arm.json")
+    spent = sum(summary["flops"].values())
+    end = CurvePoint(summary["share_spent"], spent, _curve_score(job, out, run_weights, curve_items))
+    return ArmRecord(
+        method=job.name,
+        seed=job.seed,
+        share_spent=spent / limit,
+        flops=summary["flops"],
+        tokens=summary["tokens"],
+        wall_s=summary["wall_s"],
+        saw=summary["saw"],
+        greedy=_scores(job, out, "greedy"),
+        sampled=_scores(job, out, "sampled"),
+        divergences=store.load_divergences(folder / "divergences.npz"),
+        curve=[start, *(CurvePoint(**point) for point in summary["curve"]), end],
+        version=job.run_id,
+    )
+
+
+def _curve_score(job: Job, out: Path, weights: dict[str, float], items: int) -> float:
+    """Greedy macro score on each task's first ``items`` documents, those the points on the way are scored on."""
+    first: dict[str, list[float]] = {}
+    for row in _items(job, out):
+        if row["decoding"] == "greedy" and len(first.setdefault(row["task"], [])) < items:
+            first[row["task"]].append(row["score"])
+    return sum(weights[task] * float(np.mean(values)) for task, values in first.items())
+
+
+def records(config: Config, out: Path, planned: list[Job]) -> tuple[Run, list[ArmRecord]]:
+    """What the finished jobs left, as the leaderboard takes it."""
+    from opd_bench.evaluate import load_suite
+
+    suite = load_suite(config.tasks.stem, config.tasks.coding, config.task_path)
+    manifest = store.read_json(out / "manifest.json")
+    teacher, start, *arms = planned
+    run = Run(
+        tier=config.tier,
+        command=manifest["command"],
+        commit=manifest["commit"],
+        axis="FLOPs",
+        limit=config.limit,
+        seeds=sorted({job.seed for job in arms}),
+        stem=[task for task, group in suite.groups.items() if group == "stem"],
+        coding=[task for task, group in suite.groups.items() if group == "coding"],
+        teacher=_scores(teacher, out, "greedy"),
+        cold_start=_scores(start, out, "greedy"),
+        teacher_sampled=_scores(teacher, out, "sampled"),
+        cold_start_sampled=_scores(start, out, "sampled"),
+        cold_start_divergences=store.load_divergences(start.folder(out) / "divergences.npz"),
+    )
+    items = config.evaluation.curve_items
+    origin = CurvePoint(0.0, 0, _curve_score(start, out, run.weights, items))
+    return run, [_record(job, out, origin, run.weights, items, config.limit) for job in arms]
+
+
+def publish(config: Config, out: Path, planned: list[Job]) -> Leaderboard:
+    """Statistics, leaderboard, tables and plots from the files of finished jobs."""
+    run, arms = records(config, out, planned)
+    board = leaderboard.assemble(run, arms, draws=config.exposure.draws)
+    names = list(dict.fromkeys(arm.method for arm in arms))
+    plots.draw(board, arms, names, out)
+    trained = [job for job in planned if job.method]
+    charges = (
+        {"method": job.name, "seed": job.seed, **row} for job in trained for row in store.read_jsonl(job.folder(out) / "ledger.jsonl")
+    )
+    store.write_jsonl(out / "ledger.jsonl", charges)
+    store.write_text(out / "items.csv", _item_table(out, planned))
+    store.write_text(out / "leaderboard.md", report.markdown(board))
+    leaderboard.write(board, out / "leaderboard.json")
+    return board
+
+
+def _item_table(out: Path, planned: list[Job]) -> str:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("method", "seed", "decoding", "task", "doc", "score"))
+    for job in planned:
+        table.writerows((job.name, job.seed, row["decoding"], row["task"], row["doc"], row["score"]) for row in _items(job, out))
+    return text.getvalue()

@@ -1,0 +1,142 @@
+"""The configuration of a comparison: a tier's YAML, then the user's, then the command line, each laid over the last.
+
+config = load("embedded", overlays=[{"seeds": 2}])
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from opd_bench.errors import UserError, did_you_mean
+from opd_bench.methods import describe
+from opd_bench.resources import EMBEDDED, TASKS, TIERS
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Tasks(_Part):
+    """lm-eval tasks or groups; the score is the mean of the STEM mean and the coding mean."""
+
+    stem: list[str] = []
+    coding: list[str] = []
+    path: str | None = Field(None, description="folder of task YAML; default: the tasks shipped with the package")
+
+
+class Budget(_Part):
+    axis: Literal["flops"] = "flops"
+    limit: float = Field(gt=0, description="FLOPs per arm: sampling, scoring, judging and training, nothing left out")
+
+
+class JudgeText(_Part):
+    """How the teacher is asked for a verdict."""
+
+    question: str
+    yes: str
+    no: str
+    max_check: int = Field(gt=0, description="tokens the judge may write")
+
+
+class Evaluation(_Part):
+    batch_size: int = Field(250, ge=1)
+    limit: int | None = Field(None, ge=1, description="items per task; default all")
+    curve_points: int = Field(2, ge=0, description="evaluations on the way, for the plot of score against compute")
+    curve_items: int = Field(60, ge=1, description="items per task at these points")
+
+
+class Exposure(_Part):
+    prompts: int = Field(64, ge=2, description="per task; shared by all methods and by teacher and student")
+    draws: int = Field(1000, ge=1, description="bootstrap draws")
+
+
+class Config(_Part):
+    tier: str
+    student: str
+    teacher: str
+    tasks: Tasks
+    seeds: int = Field(8, ge=1)
+    budget: Budget
+    threads: int = Field(1, ge=1, description="CPU threads of an arm; another number may change the last bits of a result")
+    cooldown: float = Field(0.3, ge=0, le=1, description="last share of the budget over which the learning rate falls to 0")
+    max_response: int = Field(ge=1, description="tokens of a rollout")
+    judge: JudgeText
+    evaluation: Evaluation = Evaluation()  # pyright: ignore[reportCallIssue]
+    exposure: Exposure = Exposure()  # pyright: ignore[reportCallIssue]
+    methods: dict[str, dict[str, Any]] = Field(description="name: options; `method` among them names another method or file")
+
+    @field_validator("methods")
+    @classmethod
+    def _some(cls, methods: dict) -> dict:
+        if not methods:
+            raise ValueError("name at least one method")
+        return methods
+
+    @property
+    def limit(self) -> int:
+        return int(self.budget.limit)
+
+    @property
+    def task_path(self) -> Path:
+        return Path(self.tasks.path) if self.tasks.path else TASKS
+
+    @property
+    def digest(self) -> str:
+        """Hash of everything in the configuration."""
+        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def tiers() -> list[str]:
+    return sorted(path.stem for path in TIERS.glob("*.yaml") if path.stem != "smoke")
+
+
+def read_yaml(path: Path) -> dict:
+    """A YAML file that holds a mapping. UserError if it cannot be read or is something else."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(document, dict):
+        raise UserError(f"{path} must hold a mapping of configuration keys")
+    return document
+
+
+def overlaid(base: dict, over: dict) -> dict:
+    """``over`` laid over ``base``, mapping by mapping; ``methods`` replaces the whole selection but keeps options."""
+    merged = {**base}
+    for key, value in over.items():
+        old = base.get(key)
+        merged[key] = overlaid(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    if isinstance(over.get("methods"), dict):
+        merged["methods"] = {name: merged["methods"][name] or {} for name in over["methods"]}
+    return merged
+
+
+def load(tier: str, overlays: list[dict]) -> Config:
+    """The configuration of ``tier`` with ``overlays``. UserError for an unknown tier, an unknown key, or a bad value."""
+    if tier not in tiers():
+        raise UserError(f"unknown tier {tier!r}{did_you_mean(tier, tiers())}")
+    document = read_yaml(TIERS / f"{tier}.yaml")
+    for overlay in overlays:
+        document = overlaid(document, overlay)
+    try:
+        return Config(**document)
+    except ValidationError as error:
+        raise UserError(f"configuration: {describe(error, Config)}") from None
+
+
+def model_location(name: str) -> str:
+    """A folder of the embedded models for ``embedded/...``; anything else is a local path or hub id as it stands."""
+    if name.startswith("embedded/"):
+        return str(EMBEDDED / name.removeprefix("embedded/"))
+    return name

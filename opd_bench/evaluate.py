@@ -1,0 +1,238 @@
+"""Evaluation by lm-eval, in memory; the only module that imports ``lm_eval``.
+
+    >>> suite = load_suite(["opd_bench_stem"], ["opd_bench_coding"], TASKS)
+    >>> scores(evaluate(model, tokenizer, suite), suite)
+    {'stem': 0.71, 'coding': 0.64, 'score': 0.675}
+
+The score of a checkpoint equals what the stock ``lm_eval`` command prints for it at the same batch size; another batch
+size may change greedy scores a little. Where a task has several filters or metrics, the first of each counts.
+Limits: one process (no data parallelism), no chat template, one response per document.
+
+Shapes: B prompts, T tokens of the longest.
+"""
+
+import logging
+import os
+import random
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from lm_eval import evaluator
+from lm_eval.api.task import Task
+from lm_eval.defaults import DEFAULT_OTHER_SEED
+from lm_eval.models import huggingface
+from lm_eval.tasks import TaskManager
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from opd_bench import sandbox
+from opd_bench.errors import UserError, did_you_mean
+
+GROUPS = ("stem", "coding")
+HFLM: Any = huggingface.HFLM  # a decorator hides its type
+# The model's own distribution, whatever its generation config says.
+SAMPLED = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One evaluated document; ``doc`` is lm-eval's ``doc_hash``, by which runs are joined."""
+
+    task: str
+    doc: str
+    score: float
+    response: str  # empty where the task compares likelihoods
+
+
+@dataclass(frozen=True)
+class TaskSuite:
+    """Loaded tasks by name, and the group each counts for: ``stem`` or ``coding``."""
+
+    tasks: dict[str, Task]
+    groups: dict[str, str]
+
+    def prompts(self, split: Literal["train", "test"]) -> list[tuple[str, str]]:
+        """``(task, prompt)`` of every training or evaluation document, without few-shot examples.
+
+        Raises UserError for a task without a training split.
+        """
+        pairs = []
+        for name, task in self.tasks.items():
+            if split == "train" and not task.has_training_docs():
+                raise UserError(f"task {name!r} has no training split to draw prompts from; choose a task that has one")
+            docs = task.training_docs() if split == "train" else task.eval_docs
+            pairs += [(name, task.doc_to_text(doc)) for doc in docs]
+        return pairs
+
+
+def load_suite(stem: list[str], coding: list[str], include_path: Path) -> TaskSuite:
+    """Load tasks by the name of a task or group, from ``include_path`` first, else from those lm-eval ships.
+
+    Raises UserError for an unknown name, a task named twice, or data that cannot be had.
+    """
+    tasks: dict[str, Task] = {}
+    groups: dict[str, str] = {}
+    with quiet():
+        manager = own = TaskManager(include_path=str(include_path), include_defaults=False)
+        if any(name not in own.task_index for name in [*stem, *coding]):
+            manager = TaskManager(include_path=str(include_path))
+        for group, names in zip(GROUPS, (stem, coding), strict=True):
+            for name in names:
+                if name not in manager.task_index:
+                    near = get_close_matches(name, manager.all_tasks, n=1) or own.all_tasks
+                    raise UserError(f"unknown task {name!r}{did_you_mean(name, near)}")
+                try:
+                    loaded = manager.load(name)["tasks"]
+                except OSError as error:
+                    raise UserError(f"cannot load the data of task {name!r}: {str(error).splitlines()[0]}") from error
+                if twice := tasks.keys() & loaded.keys():
+                    raise UserError(f"task {min(twice)!r} is named twice; name it once, under stem or coding")
+                tasks |= loaded
+                groups |= dict.fromkeys(loaded, group)
+    if not tasks:
+        raise UserError("no tasks to evaluate; name at least one under stem or coding")
+    return TaskSuite(tasks, groups)
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    suite: TaskSuite,
+    *,
+    batch_size: int = 250,
+    max_length: int | None = None,
+    sampled: bool = False,
+    limit: int | None = None,
+    seed: int = 0,
+) -> list[Item]:
+    """Score ``model`` on the evaluation documents of ``suite``, in the order of tasks and documents.
+
+    Responses are generated as each task says (greedily), or with ``sampled`` from the model's full distribution at
+    temperature 1 under ``seed``. ``max_length`` is the context in tokens (default: the model's), ``limit`` the number
+    of documents per task. Leaves train mode and random states as they were.
+
+    Raises UserError when generated code cannot be run safely, a prompt does not fit the context, or a metric has no
+    value per document.
+    """
+    consent(suite)
+    with quiet(), undisturbed(model, seed), decoding(suite, sampled):
+        # The wrapper around `evaluate`, `simple_evaluate`, would also collect facts about the machine by subprocesses.
+        lm = UncutHFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length)
+        for name, task in suite.tasks.items():
+            task.set_fewshot_seed(DEFAULT_OTHER_SEED)
+            longest = (task.config.generation_kwargs or {}).get("max_gen_toks", lm.max_gen_toks)
+            if task.OUTPUT_TYPE == "generate_until" and longest >= lm.max_length:
+                raise UserError(
+                    f"task {name!r} generates up to {longest} tokens, the model's context is {lm.max_length}; choose another task or model"
+                )
+        results = evaluator.evaluate(
+            lm, {"tasks": suite.tasks}, limit=limit, bootstrap_iters=0, log_samples=True, confirm_run_unsafe_code=True
+        )
+    samples = cast(dict[str, Any], results)["samples"]
+    return [item for name, rows in samples.items() for item in first_metric(suite.tasks[name], name, rows)]
+
+
+def scores(items: list[Item], suite: TaskSuite) -> dict[str, float]:
+    """Means in 0..1: ``stem`` and ``coding`` over their tasks, ``score`` over the two; a group without tasks is left out."""
+    by_task = defaultdict(list)
+    for item in items:
+        by_task[item.task].append(item.score)
+    means = {group: [fmean(by_task[name]) for name in suite.groups if suite.groups[name] == group] for group in GROUPS}
+    by_group = {group: fmean(values) for group, values in means.items() if values}
+    return {**by_group, "score": fmean(by_group.values())}
+
+
+def first_metric(task: Task, name: str, rows: list[dict[str, Any]]) -> list[Item]:
+    """The rows of the task's first filter, with its first metric."""
+    metric = next(metric for metric in cast(dict[str, Any], task.aggregation()) if metric in rows[0]["metrics"])
+    chosen = [row for row in rows if row["filter"] == rows[0]["filter"]]
+    if not np.isscalar(chosen[0][metric]):
+        raise UserError(f"metric {metric!r} of task {name!r} has no value per document; choose another task")
+    responses = [row["resps"][0][0] for row in chosen]
+    return [
+        Item(name, row["doc_hash"], float(row[metric]), response if isinstance(response, str) else "")
+        for row, response in zip(chosen, responses, strict=True)
+    ]
+
+
+class UncutHFLM(HFLM):
+    """Refuses a prompt too long for the context, where lm-eval would cut it from the left."""
+
+    def tok_batch_encode(self, strings, padding_side="left", left_truncate_len=None, truncation=False):
+        ids_BT, mask_BT = super().tok_batch_encode(strings, padding_side, None, truncation)
+        if left_truncate_len and ids_BT.shape[1] > left_truncate_len:
+            raise UserError(
+                f"a prompt has {ids_BT.shape[1]} tokens, the context leaves {left_truncate_len} for it; choose another task or model"
+            )
+        return ids_BT, mask_BT
+
+
+def consent(suite: TaskSuite) -> None:
+    """Make sure that generated code runs in our sandbox, or that the user has agreed to run it without."""
+    for name, task in suite.tasks.items():
+        if getattr(task, "UNSAFE_CODE", False):
+            if (task.config.metadata or {}).get("sandboxed"):
+                sandbox.isolation()
+            elif os.environ.get(sandbox.CONSENT) != "1":
+                raise UserError(f"task {name!r} runs generated code outside the sandbox; pass --unsafe-code to allow it")
+
+
+@contextmanager
+def decoding(suite: TaskSuite, sampled: bool) -> Iterator[None]:
+    """Generate as the tasks say, or by sampling for as long as this lasts."""
+    configured = {name: task.config.generation_kwargs for name, task in suite.tasks.items()}
+    try:
+        for name, task in suite.tasks.items():
+            if sampled and task.OUTPUT_TYPE == "generate_until":
+                task.config.generation_kwargs = {**(configured[name] or {}), **SAMPLED}
+        yield
+    finally:
+        for name, task in suite.tasks.items():
+            task.config.generation_kwargs = configured[name]
+
+
+@contextmanager
+def undisturbed(model: torch.nn.Module, seed: int) -> Iterator[None]:
+    """Seed everything, then put back each module's train mode and the random states."""
+    training = {module: module.training for module in model.modules()}
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    on_cuda = next(model.parameters()).device.type == "cuda"
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if on_cuda else []):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+            for module, mode in training.items():
+                module.training = mode
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars, and of lm-eval and transformers only errors."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("lm_eval", "transformers"))}
+    initialise = tqdm.__init__
+
+    def disabled(self, *args, **kwargs):
+        initialise(self, *args, **{**kwargs, "disable": True})
+
+    try:
+        tqdm.__init__ = disabled
+        for logger in levels:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        tqdm.__init__ = initialise
+        for logger, level in levels.items():
+            logger.setLevel(level)

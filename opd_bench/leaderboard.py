@@ -1,0 +1,374 @@
+"""From scored arms to ``leaderboard.json``: who is ranked where, by how much, how sure, and how much of it is exposure bias.
+
+    board = assemble(run, arms)
+    write(board, folder / "leaderboard.json")  # validated against leaderboard.schema.json
+    board = read(folder / "leaderboard.json")
+
+The macro score is the mean of the STEM mean and the coding mean. Two families of claims cover all pairs of methods: "score" (greedy
+macro score, higher is better; it makes the ranks) and "excess" (R − l·ε in nats, lower is better). A failed gate withholds ranks and a
+note says why. After an edit of the models, ``python -m opd_bench.leaderboard`` writes the shipped schema anew.
+
+Shapes: S seeds, N items of a task or prompts of the exposure measurement.
+Limits: the teacher and the cold start are single models, so their intervals are over items only; they are normal: no width at
+a score of 0 or 1, and near it they reach beyond.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from opd_bench import exposure, statistics
+from opd_bench.errors import RunError, UserError
+
+SCHEMA_FILE = Path(__file__).with_name("leaderboard.schema.json")
+SCOPE = "Claims hold for this student, this teacher, these tasks and this one cold start."
+
+
+# ---- what is measured -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """Greedy macro score after ``share`` of the budget, at ``flops`` spent."""
+
+    share: float
+    flops: int
+    score: float
+
+
+@dataclass(frozen=True)
+class ArmRecord:
+    """One method trained with one seed; ``greedy`` and ``sampled`` hold N item scores in [0, 1] per task."""
+
+    method: str
+    seed: int
+    share_spent: float  # of the binding budget
+    flops: dict[str, int]  # by kind of charge
+    tokens: dict[str, int]
+    wall_s: float
+    saw: list[str]  # e.g. teacher text, teacher distributions, judge
+    greedy: dict[str, np.ndarray]
+    sampled: dict[str, np.ndarray]
+    divergences: exposure.Divergences
+    curve: list[CurvePoint]
+    version: str | None = None  # of the method's source
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all arms share: budget, seeds, tasks, and the two models every method is compared with (N item scores per task)."""
+
+    tier: str
+    command: str
+    commit: str
+    axis: str  # the binding axis of the budget, with its unit: "FLOPs", "seconds"
+    limit: float
+    seeds: list[int]
+    stem: list[str]
+    coding: list[str]
+    teacher: dict[str, np.ndarray]
+    cold_start: dict[str, np.ndarray]
+    teacher_sampled: dict[str, np.ndarray]
+    cold_start_sampled: dict[str, np.ndarray]
+    cold_start_divergences: exposure.Divergences | None
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Each task's weight in the macro score; a group without tasks leaves it to the other."""
+        groups = [group for group in (self.stem, self.coding) if group]
+        return {task: 1 / len(groups) / len(group) for group in groups for task in group}
+
+
+# ---- what is published ------------------------------------------------------------------------------------------------------------
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Number = Annotated[float | None, BeforeValidator(_finite)]  # None where undefined
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, from_attributes=True)
+
+
+class Estimate(_Model):
+    """A mean with its 95 % interval; null where undefined (an interval over one seed)."""
+
+    mean: Number
+    low: Number
+    high: Number
+
+
+class Exposure(_Model):
+    """R, l·ε and R − l·ε in nats and ExAccErr in percent (Arora et al. 2022), null where it is 0/0; see opd_bench.exposure."""
+
+    regret: Estimate
+    per_step: Estimate
+    excess: Estimate
+    exaccerr: Estimate | None
+
+
+class Reference(_Model):
+    """The teacher or the cold start; ``exposure`` is null where it was not measured or is undefined."""
+
+    score: Estimate
+    sampled: Estimate
+    stem: Estimate | None
+    coding: Estimate | None
+    exposure: Exposure | None
+
+
+class Spent(_Model):
+    """Mean per arm: share of the budget, FLOPs and tokens by kind of charge."""
+
+    share: float
+    flops: dict[str, int]
+    tokens: dict[str, int]
+
+
+class Method(Reference):
+    """One method over all its seeds; ``rank`` is null where a gate withholds it."""
+
+    name: str
+    version: str | None
+    rank: int | None
+    score_by_seed: list[float]
+    spent: Spent
+    wall_s: float
+    saw: list[str]
+
+
+class Claim(_Model):
+    """The difference a − b; claimed iff p after Holm is below .05, the interval excludes 0 and both kept to the budget."""
+
+    a: str
+    b: str
+    family: Literal["score", "excess"]
+    difference: Number
+    low: Number
+    high: Number
+    p: float
+    p_holm: float
+    claimed: bool
+
+
+class Budget(_Model):
+    axis: str
+    limit: float
+
+
+class Tasks(_Model):
+    stem: list[str]
+    coding: list[str]
+
+
+class Leaderboard(_Model):
+    schema_: Literal["opd-bench/leaderboard/1"] = Field(alias="schema")
+    tier: str
+    command: str
+    commit: str
+    budget: Budget
+    seeds: list[int]
+    tasks: Tasks
+    teacher: Reference
+    cold_start: Reference
+    methods: list[Method]
+    claims: list[Claim]
+    notes: list[str]
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a leaderboard; the package ships it as leaderboard.schema.json."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Leaderboard.model_json_schema(mode="serialization")}
+
+
+def _not_a_number(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _check(document: Any, path: Path) -> None:
+    validator = Draft202012Validator(json.loads(SCHEMA_FILE.read_text(encoding="utf-8")))
+    error = best_match(validator.iter_errors(document))
+    if error:
+        raise UserError(
+            f"{path} is no leaderboard of this version: {error.message} at {error.json_path}; run the command again to rebuild it"
+        )
+
+
+def write(board: Leaderboard, path: Path) -> None:
+    """Write ``board`` as JSON; UserError if it does not fit the shipped schema."""
+    document = board.model_dump(mode="json", by_alias=True)
+    _check(document, path)
+    path.write_text(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read(path: Path) -> Leaderboard:
+    """The leaderboard in ``path``; UserError if it is missing, not JSON or does not fit the shipped schema."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_not_a_number)
+    except FileNotFoundError as error:
+        raise UserError(f"there is no {path}; run the benchmark first") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); run the command again to rebuild it") from error
+    _check(document, path)
+    return Leaderboard.model_validate(document)
+
+
+# ---- from one to the other --------------------------------------------------------------------------------------------------------
+
+
+def assemble(run: Run, arms: list[ArmRecord], draws: int = 1000) -> Leaderboard:
+    """Rank the methods of ``arms`` (every method with every seed of ``run``); ``draws`` of the bootstrap for the exposure intervals.
+
+    Raises UserError where an arm is missing, RunError where an item score is missing or not finite.
+    """
+    by_method = _by_method(run, arms)
+    greedy = {name: _matrices(run, group, "greedy") for name, group in by_method.items()}
+    sampled = {name: _matrices(run, group, "sampled") for name, group in by_method.items()}
+    excess = {name: {"prompts": np.stack([exposure.excess_matrix(arm.divergences) for arm in group])} for name, group in by_method.items()}
+    matched = [name for name, group in by_method.items() if all(0.99 <= arm.share_spent <= 1 for arm in group)]
+    claims = [
+        claim if claim.a in matched and claim.b in matched else replace(claim, claimed=False)
+        for claim in statistics.claims("score", greedy, run.weights, better="higher")
+        + statistics.claims("excess", excess, {"prompts": 1.0}, better="lower")
+    ]
+    headroom = _over_items({task: run.teacher[task] - run.cold_start[task] for task in run.weights}, run.weights)
+    has_headroom = headroom.low is not None and headroom.low > 0
+    score_claims = [claim for claim in claims if claim.family == "score" and claim.claimed]
+    ranks = statistics.ranks(matched, score_claims, "higher") if has_headroom else {}
+
+    methods = [
+        {
+            "name": name,
+            "version": group[0].version,
+            "rank": ranks.get(name),
+            **_scores(run, greedy[name], sampled[name], statistics.two_way_interval),
+            "score_by_seed": statistics.seed_means(greedy[name], run.weights).tolist(),
+            "exposure": _gap([arm.divergences for arm in group], draws),
+            "spent": {
+                "share": _mean([arm.share_spent for arm in group]),
+                "flops": _mean_by_kind([arm.flops for arm in group]),
+                "tokens": _mean_by_kind([arm.tokens for arm in group]),
+            },
+            "wall_s": _mean([arm.wall_s for arm in group]),
+            "saw": list(dict.fromkeys(saw for arm in group for saw in arm.saw)),
+        }
+        for name, group in by_method.items()
+    ]
+    methods.sort(key=lambda method: (method["rank"] is None, method["rank"] or 0, -method["score"].mean))
+    teacher = {**_scores(run, run.teacher, run.teacher_sampled, _over_items), "exposure": None}
+    start_gap = None if run.cold_start_divergences is None else _gap([run.cold_start_divergences], draws)
+    cold_start = {**_scores(run, run.cold_start, run.cold_start_sampled, _over_items), "exposure": start_gap}
+
+    notes = [SCOPE, *_claimable(len(run.seeds), len(by_method))]
+    if not has_headroom:
+        notes.append(
+            f"No headroom: the teacher's score ({teacher['score'].mean:.3f}) is not clearly above the cold start's "
+            f"({cold_start['score'].mean:.3f}), so no method is ranked."
+        )
+    notes += [
+        f"{name} spent {arm.share_spent:.1%} of the budget with seed {arm.seed}, outside 99–100 %: its rank and its claims are withheld."
+        for name, group in by_method.items()
+        for arm in group
+        if not 0.99 <= arm.share_spent <= 1
+    ]
+    return Leaderboard.model_validate(
+        {
+            "schema": "opd-bench/leaderboard/1",
+            "tier": run.tier,
+            "command": run.command,
+            "commit": run.commit,
+            "budget": {"axis": run.axis, "limit": run.limit},
+            "seeds": run.seeds,
+            "tasks": {"stem": run.stem, "coding": run.coding},
+            "teacher": teacher,
+            "cold_start": cold_start,
+            "methods": methods,
+            "claims": claims,
+            "notes": notes,
+        }
+    )
+
+
+def _by_method(run: Run, arms: list[ArmRecord]) -> dict[str, list[ArmRecord]]:
+    """The arms of each method in the order of the run's seeds."""
+    by_method: dict[str, list[ArmRecord]] = {}
+    for name in dict.fromkeys(arm.method for arm in arms):
+        found = {arm.seed: arm for arm in arms if arm.method == name}
+        missing = [seed for seed in run.seeds if seed not in found]
+        if missing:
+            raise UserError(f"{name} has no finished arm for seeds {missing}; run the same command again to finish it")
+        by_method[name] = [found[seed] for seed in run.seeds]
+    return by_method
+
+
+def _matrices(run: Run, arms: list[ArmRecord], kind: Literal["greedy", "sampled"]) -> dict[str, np.ndarray]:
+    """The item scores of one method's arms: SN by task."""
+    for arm, task in itertools.product(arms, run.weights):
+        scores_N = getattr(arm, kind).get(task)
+        if scores_N is None or scores_N.shape != run.teacher[task].shape or not np.isfinite(scores_N).all():
+            raise RunError(f"{arm.method} with seed {arm.seed} lacks a finite {kind} score for each item of {task}; evaluate it again")
+    return {task: np.stack([getattr(arm, kind)[task] for arm in arms]) for task in run.weights}
+
+
+def _over_items(scores: dict[str, np.ndarray], weights: dict[str, float]) -> statistics.Interval:
+    """Weighted mean of tasks of N items each, for one model; normal 95 % interval over items."""
+    mean = sum(weight * float(scores[task].mean()) for task, weight in weights.items())
+    if any(len(scores[task]) < 2 for task in weights):
+        return statistics.Interval(mean, None, None)
+    half = 1.959964 * math.sqrt(sum(weight**2 * float(scores[task].var(ddof=1)) / len(scores[task]) for task, weight in weights.items()))
+    return statistics.Interval(mean, mean - half, mean + half)
+
+
+def _scores(run: Run, greedy: dict[str, np.ndarray], sampled: dict[str, np.ndarray], interval: Any) -> dict[str, Any]:
+    """Macro, sampled, STEM and coding scores, each by ``interval(scores, weights)``."""
+
+    def mean(tasks: list[str]) -> statistics.Interval | None:
+        return interval({task: greedy[task] for task in tasks}, dict.fromkeys(tasks, 1 / len(tasks))) if tasks else None
+
+    return {
+        "score": interval({task: greedy[task] for task in run.weights}, run.weights),
+        "sampled": interval({task: sampled[task] for task in run.weights}, run.weights),
+        "stem": mean(run.stem),
+        "coding": mean(run.coding),
+    }
+
+
+def _gap(records: list[exposure.Divergences], draws: int) -> dict[str, statistics.Interval | None]:
+    """The exposure-bias gap over the seeds, by a bootstrap that is the same for every method."""
+    return exposure.gap_over_seeds(records, np.random.default_rng(0), draws)
+
+
+def _claimable(seeds: int, methods: int) -> list[str]:
+    pairs = methods * (methods - 1) // 2
+    if statistics.smallest_p(seeds) * pairs < 0.05:
+        return []
+    return [
+        f"Nothing can be claimed with {seeds} {'seed' if seeds == 1 else 'seeds'} and {methods} methods; "
+        f"it takes {statistics.seeds_needed(pairs)} seeds."
+    ]
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _mean_by_kind(counts: list[dict[str, int]]) -> dict[str, int]:
+    kinds = dict.fromkeys(kind for count in counts for kind in count)
+    return {kind: round(_mean([count.get(kind, 0) for count in counts])) for kind in kinds}
+
+
+if __name__ == "__main__":
+    SCHEMA_FILE.write_text(json.dumps(json_schema(), indent=2) + "\n", encoding="utf-8")

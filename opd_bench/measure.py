@@ -1,0 +1,45 @@
+"""Recording what exposure bias is estimated from: teacher–student divergence along both models' own rollouts.
+
+Shapes: N prompts, T response positions, M response tokens of all rollouts together.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from opd_bench.engine import micro_batches, response_log_probs
+from opd_bench.exposure import Divergences
+from opd_bench.losses import kl
+from opd_bench.rollouts import sample
+from opd_bench.sequences import Prompts, Sequences
+
+
+def divergences(
+    student: PreTrainedModel, teacher: PreTrainedModel, prompts: Prompts, *, max_response: int, eos: int, seed: int
+) -> Divergences:
+    """KL(T‖S) at every response position of one rollout of the student and one of the teacher to each of ``prompts``.
+
+    The teacher's rollouts depend on ``seed`` alone, so all methods of a seed meet the same ones.
+    """
+    sides = []
+    for writer, salt in ((student, 1), (teacher, 2)):
+        generator = torch.Generator().manual_seed(1000 * seed + salt)
+        rollouts = sample(writer, prompts, max_response=max_response, eos=eos, generator=generator)
+        sides += [*divergence_by_position(student, teacher, rollouts, max_response)]
+    return Divergences(*sides)
+
+
+def divergence_by_position(
+    student: PreTrainedModel, teacher: PreTrainedModel, rollouts: Sequences, max_response: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """KL(T‖S) (N, T) from the first response token on, and where a rollout is alive (its EOS included)."""
+    values_NT = torch.zeros(len(rollouts), max_response)
+    response_N = (rollouts.length_B - rollouts.prompt_B)[:, None]
+    alive_NT = torch.arange(max_response) < response_N
+    for rows in micro_batches(rollouts, 8192):
+        part = rollouts[rows]
+        kl_M = kl(response_log_probs(teacher, part), response_log_probs(student, part)).cpu()
+        values_NT[rows[:, None].expand(-1, max_response)[alive_NT[rows]], alive_NT[rows].nonzero()[:, 1]] = kl_M
+    return values_NT.double().numpy(), alive_NT.numpy()

@@ -1,0 +1,131 @@
+"""What a method is, and how methods are found: by name in `baselines/`, by entry point, or by file.
+
+    class OPD(Method):
+        def step(self, bench):
+            rollouts = bench.sample(bench.prompts())
+            bench.update(rollouts, reverse_kl, signal=bench.teacher(rollouts))
+
+A method file defines exactly one subclass of ``Method``. Its ``Config`` declares its options; unknown ones are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from opd_bench.bench import Bench
+from opd_bench.errors import UserError, did_you_mean
+from opd_bench.resources import BASELINES, load_module
+
+
+class Method(ABC):
+    """One answer to: where do the sequences come from, who annotates them, which loss do they enter?"""
+
+    class Config(BaseModel):
+        """Options every method has; a method adds its own in a subclass."""
+
+        model_config = ConfigDict(extra="forbid", frozen=True)
+
+        lr: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
+        batch: int = Field(64, ge=1, description="sequences per step")
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    @property
+    def unit(self) -> int:
+        """A step's number of sequences is a multiple of this (the group size of grouped methods)."""
+        return 1
+
+    @abstractmethod
+    def step(self, bench: Bench) -> None:
+        """One step of training, by the bench's verbs alone."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A method class and the file it came from."""
+
+    name: str
+    path: Path
+    cls: type[Method]
+
+    EXAMPLE: ClassVar[str] = "see docs/adding-a-method.md"
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]
+
+    def build(self, options: dict) -> Method:
+        """The method with ``options``; unknown or invalid ones raise UserError."""
+        try:
+            return self.cls(self.cls.Config(**options))
+        except ValidationError as error:
+            raise UserError(f"method {self.name}: {describe(error, self.cls.Config)}") from None
+
+
+def describe(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first complaint of pydantic in one line, with a suggestion for an unknown key."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        known, parents = model, first["loc"][:-1]
+        for part in parents:
+            annotation = known.model_fields[str(part)].annotation if str(part) in known.model_fields else None
+            if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+                return f"unknown key {where!r}"
+            known = annotation
+        return f"unknown key {where!r}{did_you_mean(str(first['loc'][-1]), known.model_fields)}"
+    return f"{where}: {first['msg']}"
+
+
+def shipped() -> dict[str, Path]:
+    """The methods that come with the package, by name."""
+    return {path.stem: path for path in sorted(BASELINES.glob("*.py")) if not path.stem.startswith("_")}
+
+
+@cache
+def find(name: str) -> Source:
+    """The method called ``name``: a path to a ``.py`` file, a shipped method, or an entry point ``opd_bench.methods``."""
+    if name.endswith(".py"):
+        return _from_file(Path(name).resolve())
+    if name in shipped():
+        return _from_file(shipped()[name])
+    installed = {entry.name: entry for entry in entry_points(group="opd_bench.methods")}
+    if name in installed:
+        cls = installed[name].load()
+        return Source(name, Path(str(load_path(cls))), cls)
+    raise UserError(f"unknown method {name!r}{did_you_mean(name, [*shipped(), *installed])}; a file is given as path/to/mine.py")
+
+
+def load_path(cls: type) -> Path:
+    import inspect
+
+    return Path(inspect.getfile(cls))
+
+
+def _from_file(path: Path) -> Source:
+    if not path.is_file():
+        raise UserError(f"no method file {path}")
+    module_name = f"opd_bench_method_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    try:
+        module: ModuleType = load_module(path, module_name)
+    except Exception as error:
+        raise UserError(f"method file {path.name} can't be imported: {type(error).__name__}: {error}") from error
+    found = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Method) and value is not Method]
+    own = [cls for cls in found if cls.__module__ == module_name]
+    if len(own) != 1:
+        raise UserError(f"method file {path.name} defines {len(own)} subclasses of Method; it must define exactly one ({Source.EXAMPLE})")
+    if getattr(own[0], "__abstractmethods__", None):
+        raise UserError(f"method file {path.name}: {own[0].__name__} lacks `step(self, bench)` ({Source.EXAMPLE})")
+    return Source(path.stem, path, own[0])

@@ -1,0 +1,80 @@
+"""Loading a student and its teacher, and refusing a pair that could not be compared.
+
+Different vocabularies or EOS ids make a student run on after its answer, so both are checked before anything trains.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from opd_bench.errors import UserError
+
+transformers_logging.disable_progress_bar()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A student, its teacher, and the tokenizer they share."""
+
+    student: PreTrainedModel
+    teacher: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def eos(self) -> int:
+        return int(self.tokenizer.eos_token_id)  # pyright: ignore[reportArgumentType]
+
+
+def load_model(location: str) -> PreTrainedModel:
+    """A causal LM in float32, in eval mode. UserError if it cannot be loaded."""
+    try:
+        return AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32).eval()
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load a model from {location}: {str(error).splitlines()[0]}") from None
+
+
+def load_tokenizer(location: str) -> PreTrainedTokenizerBase:
+    """A tokenizer that pads on the left. UserError if it cannot be loaded or has no EOS."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location, padding_side="left")
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load a tokenizer from {location}: {str(error).splitlines()[0]}") from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of {location} has no EOS token, so no rollout would ever end; set eos_token in its config")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_pair(student: str, teacher: str) -> Pair:
+    """Both models and the student's tokenizer. UserError unless vocabulary and EOS agree."""
+    tokenizer, other = load_tokenizer(student), load_tokenizer(teacher)
+    if tokenizer.get_vocab() != other.get_vocab():
+        raise UserError(
+            f"student and teacher have different vocabularies ({len(tokenizer)} and {len(other)} tokens, "
+            f"{len(tokenizer.get_vocab().items() & other.get_vocab().items())} in common); token-level distillation needs one vocabulary"
+        )
+    if tokenizer.eos_token_id != other.eos_token_id:
+        raise UserError(
+            f"student and teacher end with different tokens, {tokenizer.eos_token!r} and {other.eos_token!r}; give both the same eos_token"
+        )
+    pair = Pair(load_model(student), load_model(teacher), tokenizer)
+    for role, model in (("student", pair.student), ("teacher", pair.teacher)):
+        if model.config.vocab_size != len(tokenizer):
+            raise UserError(f"the {role} has {model.config.vocab_size} output columns for {len(tokenizer)} tokens; resize its embeddings")
+    return pair
+
+
+def weights_digest(location: str) -> str:
+    """Hash of a local model's weights and tokenizer; of the name alone for a hub id."""
+    digest, folder = hashlib.sha256(location.encode() if not Path(location).is_dir() else b""), Path(location)
+    for path in sorted(folder.glob("*")) if folder.is_dir() else []:
+        if path.suffix in (".safetensors", ".json"):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]

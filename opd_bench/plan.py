@@ -1,0 +1,90 @@
+"""From a configuration to the jobs that carry it out, each with an id of all that determines its result.
+
+The id covers configuration, method and its source, seed, weights, tasks, and the source of the modules that compute a
+result, but not the commit: an edit to the report does not throw away a day of training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from opd_bench.config import Config, model_location
+from opd_bench.errors import UserError
+from opd_bench.methods import Method, find
+from opd_bench.models import weights_digest
+from opd_bench.resources import PACKAGE
+
+MODULES = (
+    *("arm", "bench", "engine", "evaluate", "flops", "judge", "ledger", "losses", "measure", "models", "prompts", "rollouts"),
+    *("sandbox", "sandbox_worker", "sequences", "trace", "train"),
+)
+REFERENCES = ("teacher", "cold_start")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One arm (a method and a seed), or one of the two references that are only evaluated."""
+
+    name: str
+    seed: int
+    method: str | None  # None for a reference
+    options: tuple[tuple[str, object], ...]
+    run_id: str
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} seed {self.seed}" if self.method else self.name.replace("_", " ")
+
+    def folder(self, out: Path) -> Path:
+        return out / "arms" / (f"{self.name}/seed-{self.seed}" if self.method else f"_{self.name}")
+
+    def build(self) -> Method:
+        assert self.method
+        return find(self.method).build(dict(self.options))
+
+
+def _digest_files(paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def jobs(config: Config) -> list[Job]:
+    """References first, then the arms, one method after the other: arms of a seed share teacher text already sampled.
+
+    Raises UserError for an unknown method, a bad method file, or bad options.
+    """
+    if not config.task_path.is_dir():
+        raise UserError(f"no task folder {config.task_path}")
+    common = {
+        "config": config.model_dump(exclude={"tier", "seeds", "methods"}),
+        "student": weights_digest(model_location(config.student)),
+        "teacher": weights_digest(model_location(config.teacher)),
+        "modules": _digest_files([PACKAGE / f"{name}.py" for name in MODULES]),
+        "tasks": _digest_files([path for path in config.task_path.rglob("*") if path.suffix in (".py", ".yaml")]),
+    }
+
+    def job(name: str, seed: int, method: str | None, options: dict) -> Job:
+        own = {"name": name, "seed": seed, "options": options, "source": find(method).digest if method else None}
+        identity = json.dumps({**common, **own}, sort_keys=True, default=str)
+        return Job(name, seed, method, tuple(sorted(options.items())), hashlib.sha256(identity.encode()).hexdigest()[:16])
+
+    planned = [job(name, 0, None, {}) for name in REFERENCES]
+    for name, options in config.methods.items():
+        options = dict(options)
+        method = options.pop("method", name)
+        label = Path(name).stem if name.endswith(".py") else name
+        if label in REFERENCES or any(other.name == label for other in planned):
+            raise UserError(f"two arms are called {label!r}; rename one")
+        find(method).build(options)
+        planned += [job(label, seed, method, options) for seed in range(config.seeds)]
+    return planned
+
+
+def describe(job: Job) -> dict:
+    """The job as it stands in the manifest."""
+    return {**asdict(job), "options": dict(job.options)}

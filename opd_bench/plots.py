@@ -1,0 +1,152 @@
+"""The three figures of a leaderboard, as PNG files whose bytes depend on the data alone.
+
+    draw(board, arms, ["sft", "offline_kd", "opd"], folder)
+
+``methods`` fixes the colours: a method keeps its colour in every figure and every leaderboard drawn with the same list. The colours are
+Okabe and Ito's without yellow and black; markers repeat what they say. Known limit: colours repeat after six methods, markers after five.
+
+Shapes: S seeds, K points of a learning curve, T response positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from opd_bench import exposure
+from opd_bench.leaderboard import ArmRecord, Estimate, Leaderboard
+
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+MARKERS = ["o", "s", "^", "D", "v"]
+GREY = "#555555"
+PREFIXES = {"student": "own prefixes", "teacher": "teacher prefixes"}
+FEWEST_ALIVE = 0.05  # positions with a smaller share of living rollouts are too noisy to draw
+
+
+def draw(board: Leaderboard, arms: list[ArmRecord], methods: list[str], folder: Path) -> list[Path]:
+    """Write the figures of ``board`` into ``folder``; ``methods`` is the order of the colours. Returns the paths."""
+    figures = {
+        "score_by_method.png": score_by_method(board, methods),
+        "score_vs_compute.png": score_vs_compute(board, arms, methods),
+        "divergence_by_position.png": divergence_by_position(arms, methods),
+    }
+    for name, figure in figures.items():
+        figure.savefig(folder / name, dpi=150, metadata={"Software": None})
+    return [folder / name for name in figures]
+
+
+def style(methods: list[str], name: str) -> tuple[str, str]:
+    """Colour and marker of a method."""
+    place = methods.index(name)
+    return COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+
+
+def score_by_method(board: Leaderboard, methods: list[str]) -> Figure:
+    """Mean greedy score with its 95 % interval, the best method on top; seeds as faint dots."""
+    figure = _figure(1.4 + 0.45 * len(board.methods))
+    axes = figure.subplots()
+    for place, method in enumerate(board.methods):
+        colour, marker = style(methods, method.name)
+        axes.scatter(method.score_by_seed, [place + 0.2] * len(method.score_by_seed), s=22, color=colour, alpha=0.3, linewidths=0)
+        axes.errorbar(
+            np.array([method.score.mean], float), [place], xerr=_reach(method.score), fmt=marker, color=colour, capsize=4, markersize=7
+        )
+    _references(axes, board, axes.axvline)
+    axes.set_yticks(range(len(board.methods)), [method.name for method in board.methods])
+    axes.set_ylim(len(board.methods) - 0.5, -0.5)
+    axes.set_xlabel("Macro score, greedy (fraction solved)")
+    axes.grid(axis="x", alpha=0.3)
+    return _titled(figure, "Bar: 95 % interval over seeds and items. Dots: seeds.", axes)
+
+
+def score_vs_compute(board: Leaderboard, arms: list[ArmRecord], methods: list[str]) -> Figure:
+    """Greedy score against the FLOPs spent: mean over seeds, band from the lowest to the highest seed.
+
+    Seeds are joined point by point in order: the k-th points lie near each other in compute, seldom at the same share.
+    """
+    figure = _figure(4.2)
+    axes = figure.subplots()
+    for name in methods:
+        points = list(zip(*(arm.curve for arm in arms if arm.method == name), strict=False))
+        if not points:
+            continue
+        flops_KS = np.array([[point.flops for point in seeds] for seeds in points])
+        score_KS = np.array([[point.score for point in seeds] for seeds in points])
+        colour, marker = style(methods, name)
+        axes.fill_between(flops_KS.mean(axis=1), score_KS.min(axis=1), score_KS.max(axis=1), color=colour, alpha=0.15, linewidth=0)
+        axes.plot(flops_KS.mean(axis=1), score_KS.mean(axis=1), color=colour, marker=marker, markersize=5, label=name)
+    _references(axes, board, axes.axhline)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("Compute spent (FLOPs, charged)")
+    axes.set_ylabel("Macro score, greedy (fraction solved)")
+    axes.grid(alpha=0.3)
+    return _titled(figure, "Line: mean over seeds. Band: lowest to highest seed.", axes)
+
+
+def divergence_by_position(arms: list[ArmRecord], methods: list[str]) -> Figure:
+    """Mean divergence of the living rollouts at each response position, on own and on teacher prefixes, a panel per method."""
+    names = [name for name in methods if any(arm.method == name for arm in arms)]
+    rows = -(-len(names) // 2)
+    figure = _figure(0.9 + 2.3 * rows)
+    panels = list(figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).flat)
+    for panel, name in zip(panels, names, strict=False):
+        _divergence_panel(panel, [arm.divergences for arm in arms if arm.method == name], style(methods, name)[0])
+        panel.set_title(name, fontsize=10)
+    for panel in panels[len(names) :]:
+        panel.set_visible(False)
+    figure.supxlabel("Response position (tokens)", fontsize=10)
+    figure.supylabel("KL(teacher ‖ student), mean of living rollouts (nats)", fontsize=10)
+    return _titled(figure, "Band: lowest to highest seed. Faint, right axis: share of rollouts alive.", panels[0])
+
+
+def _divergence_panel(panel: Axes, records: list[exposure.Divergences], colour: str) -> None:
+    found = [exposure.curves(record, "drop") for record in records]
+    right = panel.twinx()
+    right.set_ylim(0, 1.02)
+    right.tick_params(colors=GREY, labelsize=8)
+    for side, line, tint in (("student", "-", colour), ("teacher", "--", "black")):
+        width = min(len(getattr(curves, f"{side}_T")) for curves in found)
+        divergence_ST = np.stack([getattr(curves, f"{side}_T")[:width] for curves in found])
+        alive_ST = np.stack([getattr(curves, f"{side}_alive_T")[:width] for curves in found]) / len(records[0])
+        shown = int((alive_ST >= FEWEST_ALIVE).all(axis=0).sum())  # the living only ever become fewer
+        position_T, divergence_ST = np.arange(1, width + 1), divergence_ST[:, :shown]
+        panel.fill_between(position_T[:shown], divergence_ST.min(axis=0), divergence_ST.max(axis=0), color=tint, alpha=0.15, linewidth=0)
+        panel.plot(position_T[:shown], divergence_ST.mean(axis=0), line, color=tint, linewidth=1.5, label=PREFIXES[side])
+        right.plot(position_T, alive_ST.mean(axis=0), line, color=tint, alpha=0.3, linewidth=1)
+    panel.set_ylim(bottom=0)
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.grid(alpha=0.3)
+
+
+def _figure(height: float) -> Figure:
+    figure = Figure(figsize=(8, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _reach(value: Estimate) -> list[list[float]] | None:
+    """How far the interval reaches below and above the mean."""
+    if value.mean is None or value.low is None or value.high is None:
+        return None
+    return [[value.mean - value.low], [value.high - value.mean]]
+
+
+def _references(axes: Axes, board: Leaderboard, line: Callable[..., object]) -> None:
+    """The teacher's and the cold start's scores as lines across the figure."""
+    for name, reference, dashes in (("teacher", board.teacher, "--"), ("cold start", board.cold_start, ":")):
+        if reference.score.mean is not None:
+            line(reference.score.mean, color=GREY, linestyle=dashes, linewidth=1.2, label=name, zorder=0)
+
+
+def _titled(figure: Figure, title: str, labelled: Axes) -> Figure:
+    """``figure`` with the legend of ``labelled`` above it, under a small grey title."""
+    handles, labels = labelled.get_legend_handles_labels()
+    legend = figure.legend(handles, labels, loc="outside upper center", ncols=6, frameon=False, fontsize=9, title=title, title_fontsize=9)
+    legend.get_title().set_color(GREY)
+    return figure

@@ -1,0 +1,158 @@
+"""A leaderboard for reading: tables and sentences in the terminal and as ``leaderboard.md``.
+
+    show(board)                         # to the terminal
+    (folder / "leaderboard.md").write_text(markdown(board), encoding="utf-8")
+
+Both print the same cells. Scores are fractions, divergences nats, brackets 95 % intervals; "–" is undefined or not measured.
+"""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from opd_bench.leaderboard import Claim, Estimate, Leaderboard, Method, Reference
+
+SCORE_COLUMNS = ["rank", "method", "score", "sampled", "STEM", "coding", "budget", "wall"]
+EXPOSURE_COLUMNS = ["method", "R", "l·ε", "R − l·ε", "ExAccErr", "allowed to see"]
+SCORE_TITLE = "Score (greedy macro; higher is better)"
+EXPOSURE_TITLE = "Exposure bias (nats; R − l·ε: added by own prefixes, lower is better)"
+FIGURES = {  # written by opd_bench.plots
+    "score_by_method.png": "Score by method",
+    "score_vs_compute.png": "Score against compute spent",
+    "divergence_by_position.png": "Divergence by position",
+}
+REFERENCES = ("teacher", "cold start")
+NONE = "–"
+
+
+def number(value: float | None, digits: int = 3, sign: bool = False) -> str:
+    """``value`` without the leading zero, with a true minus: .034, −1.20, +.034."""
+    if value is None:
+        return NONE
+    text = f"{abs(value):.{digits}f}"
+    negative = value < 0 and float(text) != 0
+    return ("−" if negative else "+" if sign else "") + (text[1:] if text.startswith("0.") else text)
+
+
+def estimate(value: Estimate | None, digits: int = 3, unit: str = "") -> str:
+    """``.705 [.68, .73]``; the mean alone where the interval is undefined."""
+    if value is None or value.mean is None:
+        return NONE
+    mean = number(value.mean, digits) + unit
+    return mean if value.low is None and value.high is None else f"{mean} [{number(value.low, digits)}, {number(value.high, digits)}]"
+
+
+def wall_time(seconds: float) -> str:
+    """``42s``, ``3m05s`` or ``2h10m``."""
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest}s"
+    return f"{minutes}m{rest:02}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02}m"
+
+
+def sentence(claim: Claim) -> str:
+    """The claim in words: ``opd > sft by +.034 [.010, .058], p_holm .047: claimed``."""
+    digits, unit = (2, " nats") if claim.family == "excess" else (3, "")
+    interval = f" [{number(claim.low, digits)}, {number(claim.high, digits)}]" if claim.low is not None else " (no interval)"
+    difference = number(claim.difference, digits, sign=True) + unit + interval
+    p = "p_holm <.001" if claim.p_holm < 0.0005 else f"p_holm {number(claim.p_holm)}"
+    what, better = ("R − l·ε: ", "<") if claim.family == "excess" else ("", ">")
+    if claim.claimed:
+        return f"{what}{claim.a} {better} {claim.b} by {difference}, {p}: claimed"
+    return f"not claimed: {what}{claim.a} vs {claim.b} {difference}, {p}"
+
+
+def sentences(board: Leaderboard) -> list[str]:
+    """All claims in words, the claimed ones first."""
+    return [sentence(claim) for claim in sorted(board.claims, key=lambda claim: (not claim.claimed, claim.family != "score"))]
+
+
+def heading(board: Leaderboard) -> list[str]:
+    """What was run, one fact a line: tier, tasks, seeds, budget, commit."""
+    limit = f"{board.budget.limit:.3g}" if board.budget.axis.lower() == "flops" else f"{board.budget.limit:g}"
+    return [
+        f"Tier: {board.tier}",
+        f"STEM tasks: {', '.join(board.tasks.stem) or NONE}; coding tasks: {', '.join(board.tasks.coding) or NONE}",
+        f"Seeds: {', '.join(map(str, board.seeds))}",
+        f"Budget: {limit} {board.budget.axis} per arm",
+        f"Commit: {board.commit}",
+    ]
+
+
+def score_rows(board: Leaderboard) -> list[list[str]]:
+    """The cells of SCORE_COLUMNS: teacher, methods by rank, cold start."""
+
+    def row(name: str, of: Reference) -> list[str]:
+        cells = [name, estimate(of.score), estimate(of.sampled), estimate(of.stem), estimate(of.coding)]
+        if not isinstance(of, Method):
+            return ["", *cells, "", ""]
+        rank = NONE if of.rank is None else str(of.rank)
+        return [rank, *cells, f"{100 * of.spent.share:.1f} %", wall_time(of.wall_s)]
+
+    return [row("teacher", board.teacher), *(row(method.name, method) for method in board.methods), row("cold start", board.cold_start)]
+
+
+def exposure_rows(board: Leaderboard) -> list[list[str]]:
+    """The cells of EXPOSURE_COLUMNS: methods by rank, cold start."""
+
+    def row(name: str, of: Reference, saw: str) -> list[str]:
+        gap = of.exposure
+        if gap is None:
+            return [name, NONE, NONE, NONE, NONE, saw]
+        nats = [estimate(value, 2) for value in (gap.regret, gap.per_step, gap.excess)]
+        return [name, *nats, estimate(gap.exaccerr, 0, " %"), saw]
+
+    methods = [row(method.name, method, ", ".join(method.saw) or NONE) for method in board.methods]
+    return [*methods, row("cold start", board.cold_start, "")]
+
+
+def show(board: Leaderboard, console: Console | None = None) -> None:
+    """Print the tables, the claims and the notes."""
+    console = console or Console()
+    console.print(escape("\n".join(heading(board))), highlight=False)
+    for title, columns, rows in (
+        (SCORE_TITLE, SCORE_COLUMNS, score_rows(board)),
+        (EXPOSURE_TITLE, EXPOSURE_COLUMNS, exposure_rows(board)),
+    ):
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
+        for column in columns:
+            left = column in ("method", "allowed to see")
+            table.add_column(column, justify="left" if left else "right", no_wrap=column in ("rank", "method"), overflow="fold")
+        for row in rows:
+            cells = [escape(cell.replace(" [", "\n[").replace(", ", ",") if "[" in cell else cell) for cell in row]
+            table.add_row(*cells, style="dim" if row[columns.index("method")] in REFERENCES else None)
+        console.print(table)
+    for line in [*sentences(board), "", *board.notes]:
+        console.print(escape(line), style="bold" if line.endswith(": claimed") else None, highlight=False)
+
+
+def markdown(board: Leaderboard) -> str:
+    """The whole leaderboard as Markdown that GitHub renders, with links to the figures beside it."""
+
+    def table(columns: list[str], rows: list[list[str]]) -> list[str]:
+        sides = [":--" if column in ("method", "allowed to see") else "--:" for column in columns]
+        return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (columns, sides, *rows)]
+
+    parts = [
+        ["# Leaderboard"],
+        ["```", board.command, "```"],
+        [f"- {line}" for line in heading(board)],
+        [f"## {SCORE_TITLE}"],
+        table(SCORE_COLUMNS, score_rows(board)),
+        [f"## {EXPOSURE_TITLE}"],
+        table(EXPOSURE_COLUMNS, exposure_rows(board)),
+        [
+            "Brackets are 95 % intervals over seeds and items; budget is the share spent and wall the time per arm;",
+            "R and l·ε are summed over positions; –: undefined, not measured or withheld.",
+        ],
+        ["## Claims"],
+        [f"- {line}" for line in sentences(board)] or ["There is one method, so there is nothing to compare."],
+        ["## Notes"],
+        [f"- {note}" for note in board.notes],
+        ["## Figures"],
+        [f"![{caption}]({name})\n" for name, caption in FIGURES.items()],
+    ]
+    return "\n\n".join("\n".join(part) for part in parts).rstrip() + "\n"

@@ -1,0 +1,191 @@
+"""Claims about methods: intervals over crossed seeds × items, exact tests on seeds, and what may be claimed from them.
+
+    scores = {"opd": {"arithmetic": opd_SN}, "sft": {"arithmetic": sft_SN}}
+    found = claims("score", scores, weights={"arithmetic": 1.0})
+    ranks(list(scores), found)
+
+Shapes: S training seeds (shared by all tasks: one student serves them all), N items of a task (may differ between tasks),
+P tests. Every method is scored on the same seeds and the same items. Undefined numbers are None, never NaN.
+
+Known limits: claims speak of new seeds and new items for this student, this teacher, these tasks and one cold start. The
+sign-flip test sees seeds only and takes their differences as symmetric about zero; its smallest p is 2 / 2^S.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, count
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from opd_bench.errors import UserError
+
+ALPHA = 0.05
+MOST_SEEDS = 20
+
+Array = NDArray[np.floating]
+Scores = Mapping[str, Array]  # task -> SN
+Weights = Mapping[str, float]  # task -> its share of the macro score
+Better = Literal["higher", "lower"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its interval; ``low`` and ``high`` are None where there is none (one seed)."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
+
+
+@dataclass(frozen=True)
+class Claim:
+    """``difference`` = score of ``a`` − score of ``b``; ``a`` is the one observed better (either, where they tie)."""
+
+    a: str
+    b: str
+    family: str
+    difference: float
+    low: float | None
+    high: float | None
+    p: float
+    p_holm: float
+    claimed: bool
+
+
+def seed_means(scores: Scores, weights: Weights) -> Array:
+    """Macro score of each seed, Σ_k w_k · mean over items: S.
+
+    Raises UserError where tasks and weights differ, seeds differ between tasks, or a score is missing.
+    """
+    if not scores or scores.keys() != weights.keys():
+        raise UserError(f"tasks scored ({', '.join(scores)}) and tasks weighted ({', '.join(weights)}) differ: give each task one weight")
+    for task, scores_SN in scores.items():
+        if scores_SN.ndim != 2 or not scores_SN.size or not np.isfinite(scores_SN).all():
+            raise UserError(f"scores of {task!r} must be a full seeds × items table of finite numbers: evaluate every seed on every item")
+    if len({len(scores_SN) for scores_SN in scores.values()}) > 1:
+        raise UserError("tasks have different numbers of seeds: evaluate every seed on every task")
+    return np.sum([weights[task] * scores_SN.mean(axis=1, dtype=float) for task, scores_SN in scores.items()], axis=0)
+
+
+def two_way_variance(scores: Scores, weights: Weights) -> float:
+    """Variance of the macro mean over new seeds and new items, which are crossed. Needs two seeds, and two items per task.
+
+    With c = d − mean(d) for each task: S/(S−1) · Σ_r(Σ_k w_k Σ_i c/N)²/S² over seeds jointly for all tasks, plus
+    Σ_k w_k² · [N/(N−1) · Σ_i(Σ_r c)² − Σ c²] / (S·N)², floored at the larger of the seed and the item term.
+    Source: the two-way cluster estimator (Cameron, Gelbach & Miller 2011), items as in Miller 2024, arXiv 2411.00640.
+    """
+    seed_means_S = seed_means(scores, weights)
+    seeds = len(seed_means_S)
+    if seeds < 2 or any(scores_SN.shape[1] < 2 for scores_SN in scores.values()):
+        raise UserError("a variance over seeds and items needs at least two seeds, and two items per task")
+    seed_term = float(seed_means_S.var(ddof=1)) / seeds
+    item_term = cell_term = 0.0
+    for task, scores_SN in scores.items():
+        items = scores_SN.shape[1]
+        centred_SN = scores_SN - scores_SN.mean(dtype=float)
+        scale = (weights[task] / scores_SN.size) ** 2
+        item_term += scale * items / (items - 1) * float((centred_SN.sum(axis=0) ** 2).sum())
+        cell_term += scale * float((centred_SN**2).sum())
+    return max(seed_term + item_term - cell_term, seed_term, item_term)
+
+
+def two_way_interval(scores: Scores, weights: Weights, level: float = 0.95) -> Interval:
+    """Macro mean ± t(S−1) · √two_way_variance; no bounds with one seed, or with one item in a task."""
+    seed_means_S = seed_means(scores, weights)
+    mean, seeds = float(seed_means_S.mean()), len(seed_means_S)
+    if seeds < 2 or any(scores_SN.shape[1] < 2 for scores_SN in scores.values()):
+        return Interval(mean, None, None)
+    half = float(stats.t.ppf((1 + level) / 2, seeds - 1)) * two_way_variance(scores, weights) ** 0.5
+    return Interval(mean, mean - half, mean + half)
+
+
+def _subtract(a: Scores, b: Scores) -> dict[str, Array]:
+    if {task: scores_SN.shape for task, scores_SN in a.items()} != {task: scores_SN.shape for task, scores_SN in b.items()}:
+        raise UserError("two methods were scored on different seeds, tasks or items: evaluate both on the same ones")
+    return {task: np.subtract(a[task], b[task], dtype=float) for task in a}
+
+
+def paired_difference(a: Scores, b: Scores, weights: Weights) -> Interval:
+    """95 % two-way interval of a − b, paired item by item."""
+    return two_way_interval(_subtract(a, b), weights)
+
+
+def sign_flip_p(differences_S: Array) -> float:
+    """Exact two-sided p of "the mean is 0": share of the 2^S sign patterns whose |sum| is at least the observed one.
+
+    Sums equal up to rounding count as ties. Raises UserError above 20 seeds.
+    """
+    if not 1 <= len(differences_S) <= MOST_SEEDS:
+        raise UserError(f"the exact sign-flip test takes 1 to {MOST_SEEDS} seeds, not {len(differences_S)}")
+    sums = np.zeros(1)
+    for difference in differences_S:
+        sums = np.concatenate([sums + difference, sums - difference])
+    tie = 1e-9 * np.abs(differences_S).sum()
+    return float((np.abs(sums) >= abs(np.sum(differences_S)) - tie).mean())
+
+
+def holm(ps: Sequence[float] | Array) -> Array:
+    """P adjusted p-values that hold the family-wise error rate (Holm 1979)."""
+    ps_P = np.asarray(ps, dtype=float)
+    order_P = np.argsort(ps_P, kind="stable")
+    adjusted_P = np.empty_like(ps_P)
+    adjusted_P[order_P] = np.maximum.accumulate(ps_P[order_P] * np.arange(len(ps_P), 0, -1))
+    return np.minimum(adjusted_P, 1.0)
+
+
+def benjamini_hochberg(ps: Sequence[float] | Array) -> Array:
+    """P adjusted p-values that hold the false discovery rate (Benjamini & Hochberg 1995); for exploration."""
+    return np.asarray(stats.false_discovery_control(ps, method="bh"))
+
+
+def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
+    """Wilson score interval of a rate; sound at 0 % and 100 % too. Raises UserError for n = 0."""
+    if n < 1:
+        raise UserError("a rate needs at least one item")
+    bounds = stats.binomtest(successes, n).proportion_ci(level, method="wilson")
+    return Interval(successes / n, float(bounds.low), float(bounds.high))
+
+
+def smallest_p(seeds: int) -> float:
+    """The least p a two-sided sign-flip test over ``seeds`` can give."""
+    return 2 / 2**seeds
+
+
+def seeds_needed(pairs: int, alpha: float = ALPHA) -> int:
+    """The fewest seeds with which one of ``pairs`` differences can pass Holm at ``alpha``."""
+    return next(seeds for seeds in count(1) if pairs * smallest_p(seeds) < alpha)
+
+
+def claims(family: str, scores: Mapping[str, Scores], weights: Weights, better: Better = "higher") -> list[Claim]:
+    """Every pair of methods, tested as one family; better methods come first.
+
+    A difference is claimed iff its sign-flip p over seeds stays under .05 after Holm *and* its two-way interval excludes 0.
+    Raises UserError where methods were scored on different seeds or items.
+    """
+    macro = {method: float(seed_means(tasks, weights).mean()) for method, tasks in scores.items()}
+    methods = sorted(scores, key=macro.__getitem__, reverse=better == "higher")
+    pairs = list(combinations(methods, 2))
+    ps = [sign_flip_p(seed_means(_subtract(scores[a], scores[b]), weights)) for a, b in pairs]
+    found = []
+    for (a, b), p, p_holm in zip(pairs, ps, holm(ps).tolist(), strict=True):
+        gap = paired_difference(scores[a], scores[b], weights)
+        found.append(Claim(a, b, family, gap.mean, gap.low, gap.high, p, p_holm, p_holm < ALPHA and gap.excludes_zero))
+    return found
+
+
+def ranks(methods: Iterable[str], claims: Iterable[Claim], better: Better = "higher") -> dict[str, int]:
+    """1 + the number of methods claimed better, from the claims of one family.
+
+    "Not claimed" is not transitive, so equal ranks do not mean equal methods.
+    """
+    losers = [claim.b if (claim.difference > 0) == (better == "higher") else claim.a for claim in claims if claim.claimed]
+    return {method: 1 + losers.count(method) for method in methods}

@@ -1,0 +1,118 @@
+"""Files of a comparison: written whole or not at all, found again on the next run.
+
+<out>/manifest.json                     what was compared, with what, by which command
+<out>/arms/<name>/seed-<k>/             one finished arm; its folder appears only when it is complete
+    arm.json, items.jsonl, ledger.jsonl, divergences.npz, model.safetensors, config.json
+<out>/corpus/seed-<k>/chunk-<i>.pt      teacher text, shared by the arms of a seed
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from opd_bench.errors import UserError
+from opd_bench.exposure import Divergences
+from opd_bench.sequences import Sequences
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """A full disk or a folder that cannot be written, as one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"the disk is full ({error.filename}); free some space and run the same command again to resume") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise UserError(f"cannot write {error.filename}: {error.strerror}; choose another folder with --out") from error
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write beside, then rename: a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
+
+
+def write_json(path: Path, document: Any) -> None:
+    write_text(path, json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_json(path: Path) -> Any:
+    """UserError for a file that is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}; delete it and run the command again") from None
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A scratch folder that becomes ``folder`` when the block ends well, and vanishes when it does not."""
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def sweep(out: Path) -> None:
+    """Remove what a killed process left half-written."""
+    for part in out.glob("**/.*.part"):
+        shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+
+
+def save_divergences(path: Path, record: Divergences) -> None:
+    np.savez_compressed(path, **asdict(record))
+
+
+def load_divergences(path: Path) -> Divergences:
+    with np.load(path) as arrays:
+        return Divergences(**arrays)
+
+
+def save_sequences(path: Path, sequences: Sequences, seconds: float) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({**vars(sequences), "seconds": seconds}, part)
+    part.replace(path)
+
+
+def load_sequences(path: Path) -> tuple[Sequences, float] | None:
+    """What ``save_sequences`` wrote, or None where nothing lies."""
+    if not path.exists():
+        return None
+    saved = torch.load(path, weights_only=True)
+    seconds = saved.pop("seconds")
+    return Sequences(**saved), seconds

@@ -1,0 +1,75 @@
+"""What a step may cost before it begins: the method's own step on a bench whose engine only counts.
+
+Every response comes out at the length limit and every prompt at the longest length of the stream, so the sum is an
+upper bound for a method whose verbs do not depend on what the sequences say; for any other the bench's own reserve
+still holds.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from opd_bench.bench import Bench, Judgement, Updated
+from opd_bench.flops import FlopCount
+from opd_bench.ledger import Ledger
+from opd_bench.losses import Loss
+from opd_bench.methods import Method
+from opd_bench.sequences import Prompts, Sequences
+
+
+@dataclass(frozen=True)
+class Counter:
+    """An engine without models: sequences as long as they can get, nothing trained."""
+
+    max_prompt: int
+    max_response: int
+    max_check: int
+    question_tokens: int
+    student_flops: FlopCount
+    teacher_flops: FlopCount
+
+    def prompts(self, start: int, count: int) -> Prompts:
+        return Prompts([[0] * self.max_prompt] * count, [""] * count)
+
+    def _longest(self, prompt_B: torch.Tensor, response: int, group: int = 1) -> Sequences:
+        prompt_B = prompt_B.repeat_interleave(group)
+        length_B = prompt_B + response
+        shape = (len(prompt_B), int(length_B.max()))
+        cut_B = torch.zeros(len(prompt_B), dtype=torch.bool)
+        return Sequences(torch.zeros(shape, dtype=torch.long), prompt_B, length_B, cut_B, torch.zeros(shape), group)
+
+    def teacher_text(self, rows: Sequence[int]) -> tuple[Sequences, float]:
+        return self._longest(torch.full((len(rows),), self.max_prompt), self.max_response), 0.0
+
+    def sample(self, prompts: Prompts, group: int) -> Sequences:
+        return self._longest(prompts.lengths_B, self.max_response, group)
+
+    def judge(self, sequences: Sequences) -> Judgement:
+        checks = self._longest(sequences.length_B + self.question_tokens, self.max_check)
+        return Judgement(checks, torch.full((len(sequences),), 0.5))
+
+    def update(self, sequences: Sequences, loss: Loss, *, teacher: bool, weights_B: torch.Tensor | None, lr_scale: float) -> Updated:
+        return Updated(0.0, 0.0, 0.0)
+
+
+def worst_case(method: Method, batch: int, counter: Counter) -> Ledger:
+    """The ledger of one step of ``batch`` sequences at its longest; the method itself is left as it was."""
+    ledger = Ledger(limit=None)
+    bench = Bench(counter, ledger, counter.student_flops, counter.teacher_flops, batch)
+    copy.deepcopy(method).step(bench)
+    return ledger
+
+
+def largest_batch(method: Method, counter: Counter, left: int) -> int:
+    """The most sequences, a multiple of the method's unit and at most its batch, whose worst case fits ``left``; 0 if none."""
+    low, high = 0, method.config.batch // method.unit
+    if worst_case(method, high * method.unit, counter).spent <= left:
+        return high * method.unit
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if worst_case(method, middle * method.unit, counter).spent <= left else (low, middle)
+    return low * method.unit

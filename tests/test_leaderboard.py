@@ -1,0 +1,229 @@
+"""What may stand in a leaderboard, and what withholds a rank."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from opd_bench.errors import RunError, UserError
+from opd_bench.exposure import Divergences
+from opd_bench.leaderboard import SCHEMA_FILE, ArmRecord, CurvePoint, Leaderboard, Run, assemble, json_schema, read, write
+
+STEM, CODING = ["arithmetic", "trace"], ["functions"]
+ITEMS, PROMPTS, LENGTH = 40, 8, 6
+
+
+def items(rate: float) -> dict[str, np.ndarray]:
+    """The same share of solved items in every task."""
+    return {task: (np.arange(ITEMS) < round(rate * ITEMS)).astype(float) for task in STEM + CODING}
+
+
+def divergences(student: float, teacher: float) -> Divergences:
+    """``student`` and ``teacher`` nats at every position."""
+    alive_NT = np.ones((PROMPTS, LENGTH), dtype=bool)
+    return Divergences(np.full(alive_NT.shape, student), alive_NT, np.full(alive_NT.shape, teacher), alive_NT)
+
+
+def run_of(seeds: int) -> Run:
+    return Run(
+        tier="embedded",
+        command=f"opd-bench run embedded --seeds {seeds}",
+        commit="0123abc",
+        axis="FLOPs",
+        limit=1e12,
+        seeds=list(range(seeds)),
+        stem=STEM,
+        coding=CODING,
+        teacher=items(0.95),
+        cold_start=items(0.5),
+        teacher_sampled=items(0.9),
+        cold_start_sampled=items(0.25),
+        cold_start_divergences=divergences(0.3, 0.2),
+    )
+
+
+def arm(method: str, seed: int, rate: float, gap: Divergences | None = None) -> ArmRecord:
+    return ArmRecord(
+        method=method,
+        seed=seed,
+        share_spent=0.995,
+        flops={"update": 7 * 10**11},
+        tokens={"update": 10**6},
+        wall_s=31.0,
+        saw=["teacher text"],
+        greedy=items(rate),
+        sampled=items(rate - 0.25),
+        divergences=gap or divergences(0.3, 0.2),
+        curve=[CurvePoint(share, int(share * 1e12), rate * share) for share in (0.5, 1.0)],
+    )
+
+
+def arms_of(rates: dict[str, float], seeds: int) -> list[ArmRecord]:
+    return [arm(method, seed, rate) for method, rate in rates.items() for seed in range(seeds)]
+
+
+def ranks(board: Leaderboard) -> dict[str, int | None]:
+    return {method.name: method.rank for method in board.methods}
+
+
+def test_shipped_schema_is_the_models_schema():
+    assert json.loads(SCHEMA_FILE.read_text(encoding="utf-8")) == json_schema()
+
+
+def test_what_is_written_is_read_back(tmp_path: Path):
+    board = assemble(run_of(2), arms_of({"opd": 0.75, "sft": 0.7}, 2))
+    write(board, tmp_path / "leaderboard.json")
+    assert read(tmp_path / "leaderboard.json") == board
+    assert json.loads((tmp_path / "leaderboard.json").read_text(encoding="utf-8"))["schema"] == "opd-bench/leaderboard/1"
+
+
+def test_macro_score_is_the_mean_of_the_stem_and_the_coding_mean():
+    arms = arms_of({"opd": 0.5}, 2)
+    arms = [replace(arm, greedy={"arithmetic": np.ones(ITEMS), "trace": np.zeros(ITEMS), "functions": np.ones(ITEMS)}) for arm in arms]
+    (method,) = assemble(run_of(2), arms).methods
+    assert method.score.mean == pytest.approx(0.75)
+    assert method.stem
+    assert method.stem.mean == pytest.approx(0.5)
+    assert method.coding
+    assert method.coding.mean == pytest.approx(1.0)
+    assert method.score_by_seed == pytest.approx([0.75, 0.75])
+
+
+def test_exposure_is_summed_over_positions():
+    (method,) = assemble(run_of(2), arms_of({"opd": 0.5}, 2)).methods
+    assert method.exposure
+    assert method.exposure.exaccerr
+    assert method.exposure.regret.mean == pytest.approx(0.3 * LENGTH)
+    assert method.exposure.per_step.mean == pytest.approx(0.2 * LENGTH)
+    assert method.exposure.excess.mean == pytest.approx(0.1 * LENGTH)
+    assert method.exposure.exaccerr.mean == pytest.approx(50.0)
+
+
+def test_undefined_numbers_are_null_in_the_file(tmp_path: Path):
+    arms = [arm("opd", 0, 0.7, divergences(0.0, 0.0))]
+    write(assemble(run_of(1), arms), tmp_path / "leaderboard.json")
+    text = (tmp_path / "leaderboard.json").read_text(encoding="utf-8")
+    method = json.loads(text)["methods"][0]
+    assert method["exposure"]["exaccerr"] is None
+    assert method["score"]["low"] is None
+    assert method["score"]["mean"] == pytest.approx(0.7)
+    assert "NaN" not in text
+
+
+def test_not_a_number_becomes_null():
+    board = assemble(run_of(1), arms_of({"opd": 0.7}, 1)).model_dump(by_alias=True)
+    board["teacher"]["score"]["low"] = float("nan")
+    assert Leaderboard.model_validate(board).teacher.score.low is None
+
+
+@pytest.mark.parametrize("text", ["{", '{"schema": "opd-bench/leaderboard/1"}', "NaN", None])
+def test_a_file_that_is_no_leaderboard_is_refused_in_one_line(tmp_path: Path, text: str | None):
+    path = tmp_path / "leaderboard.json"
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        read(path)
+    assert "\n" not in str(error.value)
+    assert "leaderboard.json" in str(error.value)
+
+
+def test_nan_in_a_file_is_refused_instead_of_read_as_null(tmp_path: Path):
+    write(assemble(run_of(1), arms_of({"opd": 0.7}, 1)), tmp_path / "leaderboard.json")
+    text = (tmp_path / "leaderboard.json").read_text(encoding="utf-8")
+    (tmp_path / "leaderboard.json").write_text(text.replace('"low": null', '"low": NaN', 1), encoding="utf-8")
+    with pytest.raises(UserError, match="NaN is not JSON"):
+        read(tmp_path / "leaderboard.json")
+
+
+def test_an_unknown_field_is_refused(tmp_path: Path):
+    write(assemble(run_of(1), arms_of({"opd": 0.7}, 1)), tmp_path / "leaderboard.json")
+    document = json.loads((tmp_path / "leaderboard.json").read_text(encoding="utf-8"))
+    document["methods"][0]["score"]["median"] = 0.5
+    (tmp_path / "leaderboard.json").write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(UserError, match="median"):
+        read(tmp_path / "leaderboard.json")
+
+
+def test_identical_methods_are_never_claimed_and_share_rank_1():
+    board = assemble(run_of(8), arms_of({"opd": 0.7, "sft": 0.7}, 8))
+    assert ranks(board) == {"opd": 1, "sft": 1}
+    assert len(board.claims) == 2
+    assert not any(claim.claimed for claim in board.claims)
+
+
+def test_a_method_better_on_every_item_and_seed_is_claimed_at_8_seeds():
+    arms = arms_of({"sft": 0.6, "opd": 0.7}, 8)
+    worst = {task: np.zeros(ITEMS) for task in STEM + CODING}
+    best = {task: np.ones(ITEMS) for task in STEM + CODING}
+    arms = [replace(arm, greedy=best if arm.method == "opd" else worst) for arm in arms]
+    board = assemble(run_of(8), arms)
+    assert ranks(board) == {"opd": 1, "sft": 2}
+    assert [method.name for method in board.methods] == ["opd", "sft"]
+    (claim,) = [claim for claim in board.claims if claim.family == "score"]
+    assert claim.claimed
+    assert (claim.a, claim.b, claim.difference) == ("opd", "sft", 1.0)
+    assert claim.p == pytest.approx(2 / 256)
+
+
+def test_the_lower_excess_is_the_better_one():
+    small = [arm("opd", seed, 0.7, divergences(0.2, 0.2)) for seed in range(8)]
+    large = [arm("sft", seed, 0.7, divergences(0.4, 0.2)) for seed in range(8)]
+    board = assemble(run_of(8), small + large)
+    (claim,) = [claim for claim in board.claims if claim.family == "excess"]
+    assert claim.claimed
+    assert (claim.a, claim.b) == ("opd", "sft")
+    assert claim.difference == pytest.approx(-0.2 * LENGTH)
+    assert ranks(board) == {"opd": 1, "sft": 1}  # ranks come from the score alone
+
+
+@pytest.mark.parametrize(("seeds", "methods", "needed"), [(2, 2, 6), (7, 4, 8), (1, 3, 7)])
+def test_too_few_seeds_are_named_with_how_many_it_takes(seeds: int, methods: int, needed: int):
+    rates = {f"method{i}": 0.5 + i / 10 for i in range(methods)}
+    (note,) = [note for note in assemble(run_of(seeds), arms_of(rates, seeds)).notes if "Nothing can be claimed" in note]
+    assert f"it takes {needed} seeds" in note
+
+
+def test_enough_seeds_leave_only_the_scope():
+    (note,) = assemble(run_of(8), arms_of({"opd": 0.7, "sft": 0.6}, 8)).notes
+    assert note.startswith("Claims hold for this student")
+
+
+@pytest.mark.parametrize("share", [0.98, 1.001])
+def test_an_arm_outside_its_budget_withholds_rank_and_claims(share: float):
+    arms = arms_of({"opd": 0.9, "kd": 0.7, "sft": 0.6}, 8)
+    arms[0] = replace(arms[0], share_spent=share)
+    board = assemble(run_of(8), arms)
+    assert ranks(board)["opd"] is None
+    assert ranks(board)["kd"] == 1
+    assert board.methods[-1].name == "opd"
+    assert not any(claim.claimed for claim in board.claims if "opd" in (claim.a, claim.b))
+    assert any("opd spent" in note and "seed 0" in note for note in board.notes)
+
+
+@pytest.mark.parametrize("teacher", [0.5, 0.4])
+def test_without_teacher_headroom_nobody_is_ranked(teacher: float):
+    board = assemble(replace(run_of(8), teacher=items(teacher)), arms_of({"opd": 0.7, "sft": 0.6}, 8))
+    assert set(ranks(board).values()) == {None}
+    assert any("No headroom" in note for note in board.notes)
+
+
+def test_a_missing_seed_is_named():
+    with pytest.raises(UserError, match=r"opd has no finished arm for seeds \[1\]"):
+        assemble(run_of(2), arms_of({"opd": 0.7}, 1))
+
+
+def test_a_score_that_is_not_finite_is_refused():
+    broken = arm("opd", 0, 0.7)
+    broken.greedy["trace"][3] = np.nan
+    with pytest.raises(RunError, match=r"opd with seed 0 lacks .* trace"):
+        assemble(run_of(1), [broken])
+
+
+def test_without_coding_tasks_stem_is_the_score():
+    board = assemble(replace(run_of(2), coding=[]), arms_of({"opd": 0.7}, 2))
+    assert board.methods[0].coding is None
+    assert board.methods[0].score == board.methods[0].stem

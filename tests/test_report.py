@@ -1,0 +1,157 @@
+"""What a reader sees: the same numbers in the terminal, in Markdown and in the figures."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from opd_bench import plots, report
+from opd_bench.exposure import Divergences
+from opd_bench.leaderboard import ArmRecord, Claim, CurvePoint, Leaderboard, Run, assemble
+
+TASKS = ["arithmetic", "functions"]
+METHODS = ["sft", "offline_kd", "opd"]
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def items(rng: np.random.Generator, rate: float) -> dict[str, np.ndarray]:
+    return {task: (rng.random(60) < rate).astype(float) for task in TASKS}
+
+
+def divergences(rng: np.random.Generator, growth: float) -> Divergences:
+    def side(growth: float) -> tuple[np.ndarray, np.ndarray]:
+        alive_NT = np.arange(20) < rng.integers(5, 20, size=(16, 1))
+        return np.where(alive_NT, 0.05 * (1 + growth * np.arange(20)), np.nan), alive_NT
+
+    return Divergences(*side(growth), *side(0.0))
+
+
+def measured(seeds: int) -> tuple[Run, list[ArmRecord]]:
+    rng = np.random.default_rng(0)
+    start = items(rng, 0.5), items(rng, 0.3)
+    run = Run(
+        "embedded", "opd-bench run embedded", "0123abc", "FLOPs", 1.5e12, list(range(seeds)), TASKS[:1], TASKS[1:],
+        items(rng, 0.95), start[0], items(rng, 0.9), start[1], divergences(rng, 0.2),
+    )  # fmt: skip
+    arms = [
+        ArmRecord(
+            method, seed, 0.996, {"update": 10**12}, {"update": 10**6}, 185.0, ["teacher text"], items(rng, rate), items(rng, rate - 0.2),
+            divergences(rng, growth), [CurvePoint(share, int(share * 1.5e12), rate * share) for share in (0.5, 1.0)],
+        )
+        for method, rate, growth in (("sft", 0.6, 0.2), ("offline_kd", 0.7, 0.1), ("opd", 0.8, 0.0))
+        for seed in range(seeds)
+    ]  # fmt: skip
+    return run, arms
+
+
+@pytest.fixture(scope="module")
+def board() -> Leaderboard:
+    return assemble(*measured(2), draws=100)
+
+
+def shown(board: Leaderboard, width: int) -> str:
+    stream = io.StringIO()
+    report.show(board, Console(file=stream, width=width))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "sign", "text"),
+    [(0.0341, 3, True, "+.034"), (-1.2, 2, False, "−1.20"), (-0.0001, 3, False, ".000"), (1.0, 3, False, "1.000"), (None, 2, False, "–")],
+)
+def test_numbers_are_short_and_honest(value: float | None, digits: int, sign: bool, text: str):
+    assert report.number(value, digits, sign) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(42.2, "42s"), (185, "3m05s"), (3599.6, "1h00m"), (7800, "2h10m")])
+def test_wall_time_is_rounded_before_it_is_split(seconds: float, text: str):
+    assert report.wall_time(seconds) == text
+
+
+def test_claims_read_as_sentences():
+    claim = Claim(a="opd", b="sft", family="score", difference=0.034, low=0.01, high=0.05, p=0.0078, p_holm=0.0469, claimed=True)
+    assert report.sentence(claim) == "opd > sft by +.034 [.010, .050], p_holm .047: claimed"
+    gap = claim.model_copy(update={"family": "excess", "difference": -0.45, "low": -0.6, "high": -0.3})
+    assert report.sentence(gap) == "R − l·ε: opd < sft by −.45 nats [−.60, −.30], p_holm .047: claimed"
+    unsure = claim.model_copy(update={"low": None, "high": None, "p_holm": 1.0, "claimed": False})
+    assert report.sentence(unsure) == "not claimed: opd vs sft +.034 (no interval), p_holm 1.000"
+
+
+def test_markdown_names_every_method_command_and_figure(board: Leaderboard):
+    text = report.markdown(board)
+    for word in [*METHODS, "teacher", "cold start", board.command, board.commit, "1.5e+12 FLOPs", "99.6 %", "3m05s", *report.FIGURES]:
+        assert word in text
+    assert "nan" not in text.lower()
+    assert "None" not in text
+
+
+def test_markdown_tables_are_rectangular(board: Leaderboard):
+    rows = [line for line in report.markdown(board).splitlines() if line.startswith("|")]
+    assert {row.count("|") - 1 for row in rows} == {len(report.SCORE_COLUMNS), len(report.EXPOSURE_COLUMNS)}
+    assert len(rows) == 2 + len(METHODS) + 2 + 2 + len(METHODS) + 1
+
+
+def test_the_terminal_cuts_no_cell_at_80_columns(board: Leaderboard):
+    text = shown(board, 80)
+    assert "…" not in text
+    for method in METHODS:
+        assert method in text
+    assert all(note in " ".join(text.split()) for note in board.notes)
+
+
+def test_undefined_and_withheld_are_a_dash():
+    run, arms = measured(1)
+    alive_NT = np.ones((16, 4), dtype=bool)
+    same = Divergences(np.zeros((16, 4)), alive_NT, np.zeros((16, 4)), alive_NT)
+    board = assemble(run, [replace(arm, divergences=same, share_spent=0.5) for arm in arms], draws=100)
+    assert all(row[0] == report.NONE for row in report.score_rows(board)[1:-1])
+    assert all(row[4] == report.NONE for row in report.exposure_rows(board)[:-1])
+    for text in (report.markdown(board), shown(board, 100)):
+        assert "nan" not in text.lower()
+        assert "None" not in text
+
+
+def test_figures_are_the_linked_ones_and_the_same_bytes_every_time(board: Leaderboard, tmp_path: Path):
+    _, arms = measured(2)
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    paths = plots.draw(board, arms, METHODS, first)
+    plots.draw(board, arms, METHODS, second)
+    assert [path.name for path in paths] == list(report.FIGURES)
+    for path in paths:
+        data = path.read_bytes()
+        assert data.startswith(PNG)
+        assert len(data) > 5000
+        assert data == (second / path.name).read_bytes()
+
+
+def test_one_method_with_one_seed_can_be_drawn(tmp_path: Path):
+    run, arms = measured(1)
+    arms = [arm for arm in arms if arm.method == "opd"]
+    board = assemble(run, arms, draws=100)
+    assert all(path.stat().st_size > 5000 for path in plots.draw(board, arms, METHODS, tmp_path))
+
+
+def test_the_learning_curve_reaches_its_end_when_seeds_stop_at_different_shares(board: Leaderboard):
+    _, arms = measured(2)
+    end = [
+        replace(arm.curve[-1], share=0.995 + arm.seed / 1000, flops=10**12 + arm.seed * 10**9, score=0.5 + arm.seed / 10) for arm in arms
+    ]
+    arms = [replace(arm, curve=[arm.curve[0], point]) for arm, point in zip(arms, end, strict=True)]
+    figure = plots.score_vs_compute(board, arms, METHODS)
+    for line in figure.axes[0].lines[: len(METHODS)]:
+        assert np.asarray(line.get_xdata())[-1] == pytest.approx(1.0005e12)
+        assert np.asarray(line.get_ydata())[-1] == pytest.approx(0.55)
+
+
+def test_a_method_keeps_its_colour_when_others_are_left_out(board: Leaderboard):
+    assert plots.style(METHODS, "opd")[0] == plots.COLOURS[2]
+    figure = plots.score_by_method(board, METHODS)
+    drawn = {line.get_color() for line in figure.axes[0].lines}
+    assert {plots.style(METHODS, name)[0] for name in METHODS} <= drawn
