@@ -246,11 +246,12 @@ def _borrow(kind: str) -> _Worker:
 def run_many(jobs: Sequence[tuple[str, Sequence[str]]], timeout_s: float = 2.0, memory_mb: int = 256) -> list[Outcome]:
     """The outcome of each ``(program, tests)``, in order; several workers run at once, identical jobs run once.
 
-    A test reads ``assert f(arguments) == literal``. ``timeout_s`` seconds of CPU time, so that a busy machine
-    changes no outcome, and five times that by the clock cover a program with all its tests; ``memory_mb`` MiB limit its address space. Neither threads nor child processes are available to it.
+    A test reads ``assert f(arguments) == literal``. A program with all its tests may take ``timeout_s`` seconds of CPU time, so
+    that a busy machine changes no outcome, and five times that by the clock; ``memory_mb`` MiB limit its address space.
 
     Raises:
         UserError: no isolation on this machine, a test of another form, or a program without tests.
+        RunError: no worker starts any more.
     """
     if any(not tests for _, tests in jobs):
         raise UserError("a program needs at least one test to be judged")

@@ -1,0 +1,110 @@
+"""Rebuilding the embedded teacher, student and tokenizer from a seed.
+
+    opd-bench build-embedded rebuilt/
+
+The teacher learns from generated documents (`corpus.py`); the student is cold-started on texts sampled from the
+teacher, until it solves a set share of what the teacher solves, on every task. A build that was interrupted goes on
+where it stopped; other thread counts or library versions give other weights of the same quality.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from opd_bench.embedded import measures
+from opd_bench.embedded.corpus import documents, tokenizer_texts
+from opd_bench.embedded.fit import Example, batches, clock, encode, fit, new_llama
+from opd_bench.embedded.tokenizer import train_tokenizer
+from opd_bench.resources import task_module
+from opd_bench.rollouts import sample
+from opd_bench.sequences import Prompts
+
+TASKS = ("arithmetic", "functions")
+TEACHER_WIDTH, TEACHER_LAYERS, TEACHER_STEPS = 160, 3, 9000
+STUDENT_WIDTH, STUDENT_LAYERS = 96, 2
+BATCH_TOKENS, LR = 4096, 1e-3
+TEXTS = 6000  # teacher texts per task the student is cold-started on
+ROUND = 50  # steps between two looks at the student
+COLD = 0.45  # share of the teacher's greedy score at which a task is left alone
+MOST_ROUNDS = 200
+
+
+def build(out: Path, seed: int, teacher_steps: int, console: Console) -> None:
+    """Write ``teacher/`` and ``student/`` (weights, config, tokenizer) and ``measured.json`` into ``out``."""
+    out.mkdir(parents=True, exist_ok=True)
+    elapsed = clock()
+    tokenizer = train_tokenizer(tokenizer_texts([task_module(name) for name in TASKS]))
+    teacher = build_teacher(out, tokenizer, seed, teacher_steps, console)
+    student = cold_start(teacher, tokenizer, seed, console)
+    for name, model in (("teacher", teacher), ("student", student)):
+        save(model, tokenizer, out / name)
+    report = asdict(measures.measure(teacher, student, tokenizer)) | {"seed": seed, "teacher_steps": teacher_steps}
+    (out / "measured.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    console.print(report)
+    console.print(f"Built in {elapsed()}.")
+
+
+def build_teacher(out: Path, tokenizer: PreTrainedTokenizerFast, seed: int, steps: int, console: Console) -> LlamaForCausalLM:
+    teacher = new_llama(TEACHER_WIDTH, TEACHER_LAYERS, tokenizer, seed)
+    examples = (encode(prompt, document, tokenizer) for prompt, document in documents(seed))
+    elapsed = clock()
+    fit(
+        teacher,
+        batches(examples, BATCH_TOKENS, random.Random(seed)),
+        steps,
+        LR,
+        checkpoint=out / f"teacher-{steps}.checkpoint",
+        report=lambda step, loss: console.print(f"teacher: step {step} of {steps}, loss {loss:.3f}, {elapsed()}"),
+    )
+    return teacher
+
+
+def teacher_texts(teacher: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, task: str, seed: int) -> list[Example]:
+    """Texts sampled from the teacher at temperature 1, the prompt without weight, as the bench's own corpus is."""
+    problems = islice(task_module(task).problems("train", 1000 + seed), TEXTS)
+    prompts = Prompts([list(tokenizer(problem.prompt).input_ids) for problem in problems], [task] * TEXTS)
+    texts = sample(
+        teacher, prompts, max_response=measures.MAX_RESPONSE, eos=measures.eos(tokenizer), generator=torch.Generator().manual_seed(seed)
+    )
+    rows = zip(prompts.ids, map(texts.response, range(TEXTS)), strict=True)
+    return [(prompt + response, [0.0] * len(prompt) + [1.0] * len(response)) for prompt, response in rows]
+
+
+def cold_start(teacher: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, console: Console) -> LlamaForCausalLM:
+    """A student trained on teacher text, round by round on the tasks it does not yet solve well enough."""
+    student = new_llama(STUDENT_WIDTH, STUDENT_LAYERS, tokenizer, seed + 1)
+    texts = {task: teacher_texts(teacher, tokenizer, task, seed) for task in TASKS}
+    goal = {task: COLD * measures.accuracy(teacher, tokenizer, task) for task in TASKS}
+    rng = random.Random(seed)
+    for number in range(MOST_ROUNDS):
+        score = {task: measures.accuracy(student, tokenizer, task) for task in TASKS}
+        lacking = [task for task in TASKS if score[task] < goal[task]]
+        if number % 10 == 0 or not lacking:
+            console.print(f"student: round {number}, score {score}, goal {goal}")
+        if not lacking:
+            return student
+
+        def draws(tasks: list[str] = lacking) -> Iterator[Example]:
+            while True:
+                yield rng.choice(texts[rng.choice(tasks)])
+
+        fit(student, batches(draws(), BATCH_TOKENS, rng), ROUND, LR, constant=True)
+    raise RuntimeError(f"the student did not reach {goal} in {MOST_ROUNDS} rounds: {score}")
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """A plain `save_pretrained` folder in bf16."""
+    shutil.rmtree(folder, ignore_errors=True)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    model.float()
