@@ -26,6 +26,7 @@ from opd_bench.losses import Loss
 from opd_bench.sequences import Prompts, Sequences
 
 WINDOW = 512  # teacher texts that are passed over together when a method asks for several epochs
+MOST = 65_536  # sequences a verb takes at once: more than any batch, few enough to be held in memory
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,12 @@ class Updated:
 class Engine(Protocol):
     """Who does the work: real models (`engine.py`) or a counter of worst cases (`trace.py`)."""
 
-    max_response: int
-    max_check: int
-    question_tokens: int
-
+    @property
+    def max_response(self) -> int: ...
+    @property
+    def max_check(self) -> int: ...
+    @property
+    def question_tokens(self) -> int: ...
     def prompts(self, start: int, count: int) -> Prompts: ...
     def teacher_text(self, rows: Sequence[int]) -> tuple[Sequences, float]: ...
     def sample(self, prompts: Prompts, group: int) -> Sequences: ...
@@ -86,14 +89,12 @@ class Bench:
         self._shuffle = random.Random(f"replay {self.seed}")
 
     def _advance(self, count: int) -> int:
-        if count < 1:
-            raise RunError(f"a method asked for {count} prompts; it must ask for at least one")
         start, self.position = self.position, self.position + count
         return start
 
     def prompts(self, count: int | None = None) -> Prompts:
         """The next ``count`` (default: ``batch``) prompts of the stream that all arms of a seed share. Free."""
-        count = self.batch if count is None else count
+        count = _allowed(self.batch if count is None else count)
         return self.engine.prompts(self._advance(count), count)
 
     def teacher_corpus(self, count: int | None = None, epochs: int = 1) -> Sequences:
@@ -102,7 +103,7 @@ class Bench:
         With ``epochs`` above 1 each window of 512 texts is passed over that often before new ones are bought; a text is
         charged once. At the end of a window fewer than ``count`` may come.
         """
-        count = self.batch if count is None else count
+        count = _allowed(self.batch if count is None else count)
         if self._replay:
             rows, self._replay = self._replay[:count], self._replay[count:]
             return self.engine.teacher_text(rows)[0]
@@ -122,6 +123,7 @@ class Bench:
 
     def sample(self, prompts: Prompts, group: int = 1) -> Sequences:
         """``group`` rollouts of the student, at temperature 1 from the full distribution, to every prompt."""
+        _allowed(len(prompts) * group)
         worst = group * self.student_flops.sample(prompts.lengths_B, torch.tensor(self.engine.max_response))
         with self.ledger.reserve("student_sample", worst) as bill:
             rollouts = self.engine.sample(prompts, group)
@@ -154,12 +156,19 @@ class Bench:
         training = self.student_flops.update(sequences.length_B)
         scoring = self.teacher_flops.score(sequences.length_B) if signal else 0
         tokens = sequences.response_tokens
+        self.ledger.require("an update with its scoring", training + scoring)  # both or neither
         with self.ledger.reserve("teacher_score", scoring) as scored, self.ledger.reserve("student_update", training) as trained:
             done = self.engine.update(sequences, loss, teacher=signal is not None, weights_B=weights, lr_scale=self.lr_scale())
             scored.settle(scoring, tokens if signal else 0, done.teacher_s)
             trained.settle(training, tokens, done.student_s)
         self.losses.append(done.loss)
         return done.loss
+
+
+def _allowed(count: int) -> int:
+    if not 1 <= count <= MOST:
+        raise RunError(f"a method asked for {count} sequences at once; it may ask for 1 to {MOST}")
+    return count
 
 
 def _sampled(flops: FlopCount, sequences: Sequences) -> int:

@@ -23,18 +23,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 10_000)  # a file or a pipe has no edge to wrap at
 
 EXAMPLES = """
 Examples:
 
-    opd-bench compare                                  # the embedded tier: two CPU cores, no network
+    opd-bench compare              # two CPU cores, no network
 
-    opd-bench compare --smoke                          # everything once, in under a minute
+    opd-bench compare --smoke      # everything once, in a minute
 
-    opd-bench compare --dry-run                        # the plan and its cost
+    opd-bench compare --dry-run    # the plan and its cost
 
-    opd-bench compare --methods sft,opd,path/to/mine.py --seeds 4 --budget 5e11
+    opd-bench compare --methods sft,opd,path/to/mine.py --seeds 4
 
     opd-bench compare --config mine.yaml --out results/mine
 """
@@ -47,7 +47,7 @@ def compare(
     methods: Annotated[str | None, typer.Option(help="comma-separated names or paths to method files")] = None,
     seeds: Annotated[int | None, typer.Option(help="training seeds per method")] = None,
     budget: Annotated[float | None, typer.Option(help="FLOPs per arm")] = None,
-    out: Annotated[Path | None, typer.Option(help="results folder; default results/<tier>-<configuration hash>")] = None,
+    out: Annotated[Path | None, typer.Option(help="results folder; default results/TIER-HASH, the hash of the configuration")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="arms side by side; default one per core")] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="run everything at a size that ends in under 60 seconds")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and its cost, train nothing")] = False,
@@ -63,7 +63,7 @@ def compare(
         os.environ["OPD_BENCH_UNSAFE_CODE"] = "1"
     overlays = [read_yaml(TIERS / "smoke.yaml")] if smoke else []
     overlays += [read_yaml(config)] if config else []
-    overlays += [{"methods": {name: {} for name in methods.split(",") if name}}] if methods is not None else []
+    overlays += [{"methods": {name.strip(): {} for name in methods.split(",") if name.strip()}}] if methods is not None else []
     overlays += [{"seeds": seeds}] if seeds is not None else []
     overlays += [{"budget": {"limit": budget}}] if budget is not None else []
     settings = load(tier, overlays)
@@ -81,7 +81,8 @@ def compare(
 
     board = run(settings, folder, shlex.join(["opd-bench", *sys.argv[1:]]), workers, console)
     report.show(board, console)
-    console.print(f"\nWritten to {folder}/: leaderboard.json, leaderboard.md, ledger.jsonl, items.csv, manifest.json and three plots.")
+    files = "leaderboard.json, leaderboard.md, ledger.jsonl, items.csv, manifest.json and three plots"
+    console.print(f"\nWritten to {folder}/: {files}.", markup=False, highlight=False)
 
 
 @app.command()
@@ -111,7 +112,8 @@ def build_embedded(
 def main() -> None:
     """Run the command line; every foreseen failure is one line on standard error."""
     try:
-        app(standalone_mode=False)
+        if app(standalone_mode=False) == 130:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
     except UserError as error:
         _leave(str(error), 2)
     except RunError as error:
@@ -127,5 +129,6 @@ def main() -> None:
 
 
 def _leave(line: str, code: int) -> None:
-    print(f"error: {line}", file=sys.stderr)
+    if line:  # empty after the help that stands for a missing command
+        print("error:", " ".join(line.split()), file=sys.stderr)
     sys.exit(code)

@@ -8,7 +8,10 @@ from __future__ import annotations
 import csv
 import io
 import platform
+import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,7 +20,7 @@ from rich.console import Console
 
 from opd_bench import leaderboard, plots, report, store
 from opd_bench.config import Config
-from opd_bench.errors import UserError
+from opd_bench.errors import RunError, UserError
 from opd_bench.launch import carry_out
 from opd_bench.leaderboard import ArmRecord, CurvePoint, Leaderboard, Run
 from opd_bench.plan import Job, describe, jobs
@@ -32,12 +35,13 @@ def compare(config: Config, out: Path, command: str, workers: int, console: Cons
     with store.disk_errors():
         _check_folder(config, out)
         missing = [job for job in planned if not _done(job, out)]
-        if not missing and (out / "leaderboard.json").exists():
-            return leaderboard.read(out / "leaderboard.json")
-        if missing:
+        if not missing:
+            with suppress(UserError):  # absent, damaged or of another version: made anew from the arms
+                return leaderboard.read(out / "leaderboard.json")
+        else:
             preflight(config, planned)
             _write_manifest(config, out, command, planned)
-            store.sweep(out / "arms")
+            store.sweep(out)
             done = len(planned) - len(missing)
             if done:
                 console.print(f"Resuming: {done} of {len(planned)} jobs are done.")
@@ -53,12 +57,20 @@ def preflight(config: Config, planned: list[Job]) -> None:
     shop = arm.workshop(config.model_dump_json())
     evaluate.consent(shop.suite)
     for job in {job.name: job for job in planned if job.method}.values():
-        try:
+        with step_errors(job):
             require_one_step(job.build(), shop.counter, config.limit)
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(f"method {job.name}: its step raised {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def step_errors(job: Job) -> Iterator[None]:
+    """A method that fails before the run has begun is for the user to mend."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        said = error if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"method {job.name}: {said}") from error
 
 
 def _check_folder(config: Config, out: Path) -> None:
@@ -66,20 +78,21 @@ def _check_folder(config: Config, out: Path) -> None:
     path = out / "manifest.json"
     if path.exists():
         theirs = store.read_json(path)
-        if theirs.get("config") != config.model_dump():
+        if theirs.get("config") != config.model_dump(mode="json"):
             hashes = f"{theirs.get('config_hash')}, not {config.digest}"
             raise UserError(f"{out} holds the results of another configuration ({hashes}); choose another --out")
-    elif out.exists() and any(out.iterdir()):
+    elif out.exists() and any(entry.suffix != ".part" for entry in out.iterdir()):
         raise UserError(f"{out} is not empty and holds no manifest.json of a comparison; choose another --out")
 
 
 def _write_manifest(config: Config, out: Path, command: str, planned: list[Job]) -> None:
-    """State what is compared, by what; a leaderboard of other jobs goes."""
+    """State what is compared, by what; the leaderboard and teacher text of other jobs go."""
     path = out / "manifest.json"
     described = [describe(job) for job in planned]
     if path.exists() and store.read_json(path).get("jobs") == described:
         return
     (out / "leaderboard.json").unlink(missing_ok=True)
+    shutil.rmtree(out / "corpus", ignore_errors=True)
     store.write_json(
         path,
         {
@@ -87,7 +100,7 @@ def _write_manifest(config: Config, out: Path, command: str, planned: list[Job])
             "command": command,
             "commit": commit(),
             "config_hash": config.digest,
-            "config": config.model_dump(),
+            "config": config.model_dump(mode="json"),
             "shared_by_all_arms": SHARED,
             "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
             "machine": {"system": platform.system(), "processor": platform.machine()},
@@ -204,7 +217,7 @@ def publish(config: Config, out: Path, planned: list[Job]) -> Leaderboard:
     run, arms = records(config, out, planned)
     board = leaderboard.assemble(run, arms, draws=config.exposure.draws)
     names = list(dict.fromkeys(arm.method for arm in arms))
-    plots.draw(board, arms, names, out)
+    plots.draw(board, arms, names, config.evaluation.curve_items, out)
     trained = [job for job in planned if job.method]
     charges = (
         {"method": job.name, "seed": job.seed, **row} for job in trained for row in store.read_jsonl(job.folder(out) / "ledger.jsonl")
@@ -212,7 +225,8 @@ def publish(config: Config, out: Path, planned: list[Job]) -> Leaderboard:
     store.write_jsonl(out / "ledger.jsonl", charges)
     store.write_text(out / "items.csv", _item_table(out, planned))
     store.write_text(out / "leaderboard.md", report.markdown(board))
-    leaderboard.write(board, out / "leaderboard.json")
+    with store.whole_file(out / "leaderboard.json") as part:
+        leaderboard.write(board, part)
     return board
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from opd_bench.errors import UserError, did_you_mean
 from opd_bench.methods import describe
@@ -32,7 +32,7 @@ class Tasks(_Part):
 
 class Budget(_Part):
     axis: Literal["flops"] = "flops"
-    limit: float = Field(gt=0, description="FLOPs per arm: sampling, scoring, judging and training, nothing left out")
+    limit: float = Field(gt=0, allow_inf_nan=False, description="FLOPs per arm: sampling, scoring, judging and training, nothing left out")
 
 
 class JudgeText(_Part):
@@ -69,14 +69,7 @@ class Config(_Part):
     judge: JudgeText
     evaluation: Evaluation = Evaluation()  # pyright: ignore[reportCallIssue]
     exposure: Exposure = Exposure()  # pyright: ignore[reportCallIssue]
-    methods: dict[str, dict[str, Any]] = Field(description="name: options; `method` among them names another method or file")
-
-    @field_validator("methods")
-    @classmethod
-    def _some(cls, methods: dict) -> dict:
-        if not methods:
-            raise ValueError("name at least one method")
-        return methods
+    methods: dict[str, dict[str, Any]] = Field(min_length=1, description="name: options; `method` among them names another method or file")
 
     @property
     def limit(self) -> int:
@@ -89,7 +82,7 @@ class Config(_Part):
     @property
     def digest(self) -> str:
         """Hash of everything in the configuration."""
-        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def tiers() -> list[str]:

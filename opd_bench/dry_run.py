@@ -7,13 +7,15 @@ import tempfile
 import time
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from opd_bench import arm, compare
 from opd_bench.config import Config
+from opd_bench.methods import take_step
 from opd_bench.plan import Job, jobs
-from opd_bench.trace import worst_case
+from opd_bench.trace import full_batch, worst_case
 
 
 def show_plan(config: Config, out: Path, workers: int, console: Console) -> None:
@@ -22,21 +24,25 @@ def show_plan(config: Config, out: Path, workers: int, console: Console) -> None
     compare.preflight(config, planned)
     shop = arm.workshop(config.model_dump_json())
     arms = [job for job in planned if job.method]
-    table = Table(title=f"{config.tier}: {len(arms)} arms of {config.limit:.2e} FLOPs, {len(arms) * config.limit:.2e} in all")
-    for heading in ("method", "seeds", "batch", "worst case of a step", "of which", "training time per arm"):
+    table = Table(
+        title=f"{config.tier}: {len(arms)} arms of {config.limit:.2e} FLOPs, {len(arms) * config.limit:.2e} in all", box=box.SIMPLE_HEAD
+    )
+    for heading in ("method", "seeds", "batch", "FLOPs of a step\n(worst case)", "of which", "training time\nper arm"):
         table.add_column(heading)
     total = 0.0
     for job in {job.name: job for job in arms}.values():
         method = job.build()
-        worst = worst_case(method, method.config.batch // method.unit * method.unit, shop.counter)
+        worst = worst_case(method, full_batch(method), shop.counter)
         seconds = _seconds_per_flop(shop, job) * config.limit
         total += seconds * config.seeds
-        shares = ", ".join(f"{kind} {flops / worst.spent:.0%}" for kind, flops in worst.by_kind().items())
-        table.add_row(job.name, str(config.seeds), str(method.config.batch), f"{worst.spent:.2e} FLOPs", shares, f"about {seconds:.0f} s")
+        shares = "\n".join(f"{kind} {flops / worst.spent:.0%}" for kind, flops in worst.by_kind().items())
+        table.add_row(job.name, str(config.seeds), str(method.config.batch), f"{worst.spent:.2e}", shares, f"about {seconds:.0f} s")
     console.print(table)
     items = config.evaluation.limit or "all"
     console.print(f"Evaluation, never charged: {items} items per task, greedy and sampled, for {len(planned)} models.")
-    console.print(f"Training: about {total / workers / 60:.1f} min with {workers} arms side by side. Results would go to {out}.")
+    workers = min(workers, len(arms))
+    console.print(f"Training: about {total / workers / 60:.1f} min with {workers} arms side by side.")
+    console.print(f"Results would go to {out}.", markup=False, highlight=False, soft_wrap=True)
 
 
 def _seconds_per_flop(shop: arm.Workshop, job: Job) -> float:
@@ -44,8 +50,9 @@ def _seconds_per_flop(shop: arm.Workshop, job: Job) -> float:
     with tempfile.TemporaryDirectory() as folder:
         engine = shop.engine(job, copy.deepcopy(shop.pair.student), method.config.lr, Path(folder))
         bench = shop.bench(engine, shop.config.limit)
-        bench.batch = method.config.batch
+        bench.batch = full_batch(method)
         start = time.perf_counter()
-        method.step(bench)
+        with compare.step_errors(job):
+            take_step(method, bench)
         charged = sum(bench.ledger.by_kind("seconds").values())
         return min(charged, time.perf_counter() - start) / bench.ledger.spent

@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from opd_bench.bench import Judgement, Updated
+from opd_bench.errors import RunError
 from opd_bench.judge import Judge
 from opd_bench.losses import Loss, Tokens
 from opd_bench.rollouts import sample
@@ -69,6 +70,7 @@ class TorchEngine:
     def update(self, sequences: Sequences, loss: Loss, *, teacher: bool, weights_B: torch.Tensor | None, lr_scale: float) -> Updated:
         weights_B = torch.ones(len(sequences)) if weights_B is None else weights_B
         total, teacher_s, start = 0.0, 0.0, time.perf_counter()
+        self.optimizer.zero_grad(set_to_none=True)  # of an update that failed half-way
         for rows in micro_batches(sequences, self.micro_tokens):
             part = sequences[rows]
             teacher_NV = None
@@ -84,11 +86,15 @@ class TorchEngine:
             head = self.student.get_output_embeddings()
             for cut in (slice(at, at + CHUNK) for at in range(0, len(ids_N), CHUNK)):
                 tokens = Tokens(ids_N[cut], None if teacher_NV is None else teacher_NV[cut], weight_N[cut])
-                chunk = loss(head(inner_ND[cut]), tokens).sum() / sequences.response_tokens
+                loss_N = loss(head(inner_ND[cut]), tokens)
+                if loss_N.shape != tokens.ids_N.shape:
+                    raise RunError(f"a loss gave shape {tuple(loss_N.shape)}; one value per token is needed, {tuple(tokens.ids_N.shape)}")
+                chunk = loss_N.sum() / sequences.response_tokens
                 chunk.backward()
                 total += chunk.item()
             hidden_ND.backward(inner_ND.grad)
-        torch.nn.utils.clip_grad_norm_(self.student.parameters(), CLIP)
+        if not torch.nn.utils.clip_grad_norm_(self.student.parameters(), CLIP).isfinite():
+            raise RunError("the gradient is not finite; lower the method's lr or look at its loss")
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * lr_scale
         self.optimizer.step()

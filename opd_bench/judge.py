@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opd_bench.bench import Judgement
+from opd_bench.errors import UserError
 from opd_bench.rollouts import sample
 from opd_bench.sequences import Prompts, Sequences
 
@@ -33,6 +34,8 @@ class Judge:
         def encode(text: str) -> list[int]:
             return list(tokenizer(text, add_special_tokens=False).input_ids)
 
+        if encode(yes)[-1] == encode(no)[-1]:
+            raise UserError(f"judge.yes {yes!r} and judge.no {no!r} end with the same token; choose words that don't")
         return cls(model, encode(question), encode(yes)[-1], encode(no)[-1], int(tokenizer.eos_token_id), max_check)
 
     def __call__(self, sequences: Sequences) -> Judgement:
@@ -49,6 +52,6 @@ class Judge:
         for row in range(len(asked)):
             place = int(checks.length_B[row]) - 1 - int(checks.finished_B[row])
             token, probability = int(checks.ids_BT[row, place]), float(checks.logprob_BT[row, place].exp())
-            if token in (self.yes, self.no):
+            if place >= checks.prompt_B[row] and token in (self.yes, self.no):
                 verdict_B[row] = probability if token == self.yes else 1 - probability
         return Judgement(checks, verdict_B)

@@ -1,6 +1,6 @@
 """Jobs side by side in worker processes, with progress on the terminal; one failure stops what has not begun.
 
-Workers ignore Ctrl-C; the parent ends them. Finished jobs stay finished.
+Ctrl-C reaches the parent alone, which ends the workers. Finished jobs stay finished.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -28,7 +29,6 @@ _messages: multiprocessing.SimpleQueue | None = None  # in a worker: where progr
 def _start_worker(messages: multiprocessing.SimpleQueue, threads: int) -> None:
     global _messages
     _messages = messages
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
     _die_with_parent()
     import torch
@@ -37,12 +37,12 @@ def _start_worker(messages: multiprocessing.SimpleQueue, threads: int) -> None:
 
 
 def _die_with_parent() -> None:
-    """Leave soon after the parent is gone, even if it was killed."""
-    parent = os.getppid()
+    """Leave as soon as the parent is gone, even if it was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -76,7 +76,8 @@ def carry_out(config: Config, jobs: list[Job], out: Path, workers: int, console:
         listener.start()
         pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(messages, config.threads))
         try:
-            futures = {pool.submit(_carry_out, config, job, out): job for job in jobs}
+            with _interrupts_held():
+                futures = {pool.submit(_carry_out, config, job, out): job for job in jobs}
             failure = _collect(futures, pool, progress, total, finished)
         except BaseException:
             for worker in multiprocessing.active_children():
@@ -84,10 +85,20 @@ def carry_out(config: Config, jobs: list[Job], out: Path, workers: int, console:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
         pool.shutdown()
+        if failure:  # a killed worker may have left the queue locked, so the listener is not waited for
+            raise failure
         messages.put(None)
         listener.join()
-    if failure:
-        raise failure
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Processes started here never see Ctrl-C, from their first instruction on."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _collect(
@@ -100,7 +111,7 @@ def _collect(
             pool.shutdown(cancel_futures=True)
             return _worded(futures[future], error)
         progress.advance(total)
-        progress.console.print(finished(futures[future]), highlight=False)
+        progress.console.print(finished(futures[future]), markup=False, highlight=False)
     return None
 
 

@@ -59,6 +59,7 @@ class Ledger:
     step: int = 0
     spent: int = 0
     reserved: int = 0  # by verbs that are running
+    refused: bool = False  # some verb did not fit
 
     @property
     def left(self) -> int:
@@ -70,11 +71,18 @@ class Ledger:
         """Share of the budget that is spent."""
         return self.spent / self.limit if self.limit else 0.0
 
+    def require(self, kind: str, worst_case: int) -> None:
+        """OverBudgetError unless ``worst_case`` FLOPs fit into what is left."""
+        if worst_case < 0:
+            raise RunError(f"{kind} was asked for a negative number of tokens")
+        if self.limit is not None and worst_case > self.left:
+            self.refused = True
+            raise OverBudgetError(f"{kind} may cost {worst_case:.3e} FLOPs and only {self.left:.3e} of {self.limit:.3e} are left")
+
     @contextmanager
     def reserve(self, kind: str, worst_case: int) -> Iterator[Bill]:
         """Raise OverBudgetError unless ``worst_case`` FLOPs fit; charge what the block settles. Reserving nothing charges nothing."""
-        if self.limit is not None and worst_case > self.left:
-            raise OverBudgetError(f"{kind} may cost {worst_case:.3e} FLOPs and only {self.left:.3e} of {self.limit:.3e} are left")
+        self.require(kind, worst_case)
         bill, start = Bill(worst_case), time.perf_counter()
         self.reserved += worst_case
         try:

@@ -22,7 +22,7 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from opd_bench.bench import Bench
-from opd_bench.errors import UserError, did_you_mean
+from opd_bench.errors import RunError, UserError, did_you_mean
 from opd_bench.resources import BASELINES, load_module
 
 
@@ -50,6 +50,16 @@ class Method(ABC):
     @abstractmethod
     def step(self, bench: Bench) -> None:
         """One step of training, by the bench's verbs alone."""
+
+
+def take_step(method: Method, bench: Bench) -> None:
+    """``method.step(bench)``; RunError for whatever it raises that is not one of our own errors."""
+    try:
+        method.step(bench)
+    except (RunError, UserError):
+        raise
+    except Exception as error:
+        raise RunError(f"{type(method).__name__}.step raised {type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -35,7 +36,7 @@ def load_model(location: str) -> PreTrainedModel:
     """A causal LM in float32, in eval mode. UserError if it cannot be loaded."""
     try:
         return AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32).eval()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"cannot load a model from {location}: {str(error).splitlines()[0]}") from None
 
 

@@ -18,7 +18,7 @@ from opd_bench.models import weights_digest
 from opd_bench.resources import PACKAGE
 
 MODULES = (
-    *("arm", "bench", "engine", "evaluate", "flops", "judge", "ledger", "losses", "measure", "models", "prompts", "rollouts"),
+    *("arm", "bench", "engine", "evaluate", "flops", "judge", "ledger", "losses", "measure", "methods", "models", "prompts", "rollouts"),
     *("sandbox", "sandbox_worker", "sequences", "trace", "train"),
 )
 REFERENCES = ("teacher", "cold_start")

@@ -1,6 +1,6 @@
 """The three figures of a leaderboard, as PNG files whose bytes depend on the data alone.
 
-    draw(board, arms, ["sft", "offline_kd", "opd"], folder)
+    draw(board, arms, ["sft", "offline_kd", "opd"], 60, folder)
 
 ``methods`` fixes the colours: a method keeps its colour in every figure and every leaderboard drawn with the same list. The colours are
 Okabe and Ito's without yellow and black; markers repeat what they say. Known limit: colours repeat after six methods, markers after five.
@@ -29,11 +29,14 @@ PREFIXES = {"student": "own prefixes", "teacher": "teacher prefixes"}
 FEWEST_ALIVE = 0.05  # positions with a smaller share of living rollouts are too noisy to draw
 
 
-def draw(board: Leaderboard, arms: list[ArmRecord], methods: list[str], folder: Path) -> list[Path]:
-    """Write the figures of ``board`` into ``folder``; ``methods`` is the order of the colours. Returns the paths."""
+def draw(board: Leaderboard, arms: list[ArmRecord], methods: list[str], curve_items: int, folder: Path) -> list[Path]:
+    """Write the figures of ``board`` into ``folder`` and return their paths.
+
+    ``methods`` is the order of the colours, ``curve_items`` how many items of each task the arms' curves were scored on.
+    """
     figures = {
         "score_by_method.png": score_by_method(board, methods),
-        "score_vs_compute.png": score_vs_compute(board, arms, methods),
+        "score_vs_compute.png": score_vs_compute(arms, methods, curve_items),
         "divergence_by_position.png": divergence_by_position(arms, methods),
     }
     for name, figure in figures.items():
@@ -65,7 +68,7 @@ def score_by_method(board: Leaderboard, methods: list[str]) -> Figure:
     return _titled(figure, "Bar: 95 % interval over seeds and items. Dots: seeds.", axes)
 
 
-def score_vs_compute(board: Leaderboard, arms: list[ArmRecord], methods: list[str]) -> Figure:
+def score_vs_compute(arms: list[ArmRecord], methods: list[str], curve_items: int) -> Figure:
     """Greedy score against the FLOPs spent: mean over seeds, band from the lowest to the highest seed.
 
     Seeds are joined point by point in order: the k-th points lie near each other in compute, seldom at the same share.
@@ -81,12 +84,11 @@ def score_vs_compute(board: Leaderboard, arms: list[ArmRecord], methods: list[st
         colour, marker = style(methods, name)
         axes.fill_between(flops_KS.mean(axis=1), score_KS.min(axis=1), score_KS.max(axis=1), color=colour, alpha=0.15, linewidth=0)
         axes.plot(flops_KS.mean(axis=1), score_KS.mean(axis=1), color=colour, marker=marker, markersize=5, label=name)
-    _references(axes, board, axes.axhline)
     axes.set_xlim(left=0)
     axes.set_xlabel("Compute spent (FLOPs, charged)")
     axes.set_ylabel("Macro score, greedy (fraction solved)")
     axes.grid(alpha=0.3)
-    return _titled(figure, "Line: mean over seeds. Band: lowest to highest seed.", axes)
+    return _titled(figure, f"First {curve_items} items of each task; points on the way are without cooldown. Band: lowest to highest seed.", axes)
 
 
 def divergence_by_position(arms: list[ArmRecord], methods: list[str]) -> Figure:

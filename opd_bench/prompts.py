@@ -34,7 +34,7 @@ class Stream:
 
     def __call__(self, start: int, count: int) -> Prompts:
         rows = [self._row(place) for place in range(start, start + count)]
-        return Prompts([self.encoded[row][1] for row in rows], [self.encoded[row][0] for row in rows])
+        return Prompts([list(self.encoded[row][1]) for row in rows], [self.encoded[row][0] for row in rows])
 
     def _row(self, place: int) -> int:
         passed, within = divmod(place, len(self.encoded))

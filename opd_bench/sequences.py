@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from opd_bench.errors import RunError
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -43,6 +45,11 @@ class Sequences:
     finished_B: torch.Tensor
     logprob_BT: torch.Tensor
     group: int = 1  # consecutive rows that share a prompt
+
+    def __post_init__(self) -> None:
+        fits_B = (self.prompt_B >= 1) & (self.prompt_B < self.length_B) & (self.length_B <= self.ids_BT.shape[1])
+        if not fits_B.all():
+            raise RunError("every sequence needs a prompt and a response, at least a token each, that lie within its ids")
 
     def __len__(self) -> int:
         return len(self.ids_BT)

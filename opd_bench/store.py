@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import shutil
@@ -21,10 +22,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from opd_bench.errors import UserError
 from opd_bench.exposure import Divergences
 from opd_bench.sequences import Sequences
+
+FULL = "the disk is full{}; free some space and run the same command again to resume"
+NO_ENTRY = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
 @contextmanager
@@ -32,25 +37,34 @@ def disk_errors() -> Iterator[None]:
     """A full disk or a folder that cannot be written, as one line."""
     try:
         yield
+    except SafetensorError as error:
+        if "(os error 28)" not in str(error):
+            raise
+        raise UserError(FULL.format("")) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"the disk is full ({error.filename}); free some space and run the same command again to resume") from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise UserError(FULL.format(f" ({error.filename})" if error.filename else "")) from error
+        if error.errno in NO_ENTRY:
             raise UserError(f"cannot write {error.filename}: {error.strerror}; choose another folder with --out") from error
         raise
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write beside, then rename: a reader never sees half a file."""
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A scratch file that becomes ``path`` when the block ends well, and vanishes when it does not: nobody reads half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(text, encoding="utf-8")
+        yield part
         part.replace(path)
-    except OSError:
+    finally:
         with contextlib.suppress(OSError):
-            part.unlink()
-        raise
+            part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -89,8 +103,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 def sweep(out: Path) -> None:
     """Remove what a killed process left half-written."""
-    for part in out.glob("**/.*.part"):
-        shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+    for part in list(out.glob("**/.*.part")):
+        shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
 
 
 def save_divergences(path: Path, record: Divergences) -> None:
@@ -103,10 +117,10 @@ def load_divergences(path: Path) -> Divergences:
 
 
 def save_sequences(path: Path, sequences: Sequences, seconds: float) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({**vars(sequences), "seconds": seconds}, part)
-    part.replace(path)
+    buffer = io.BytesIO()  # torch has its own, wordless error for a full disk
+    torch.save({**vars(sequences), "seconds": seconds}, buffer)
+    with disk_errors(), whole_file(path) as part:
+        part.write_bytes(buffer.getbuffer())
 
 
 def load_sequences(path: Path) -> tuple[Sequences, float] | None:

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import torch
 
 from opd_bench.bench import Bench, Judgement, Updated
+from opd_bench.errors import UserError
 from opd_bench.flops import FlopCount
-from opd_bench.ledger import Ledger
+from opd_bench.ledger import Ledger, OverBudgetError
 from opd_bench.losses import Loss
-from opd_bench.methods import Method
+from opd_bench.methods import Method, take_step
 from opd_bench.sequences import Prompts, Sequences
 
 
@@ -56,20 +57,41 @@ class Counter:
         return Updated(0.0, 0.0, 0.0)
 
 
-def worst_case(method: Method, batch: int, counter: Counter) -> Ledger:
-    """The ledger of one step of ``batch`` sequences at its longest; the method itself is left as it was."""
-    ledger = Ledger(limit=None)
+def worst_case(method: Method, batch: int, counter: Counter, limit: int | None = None) -> Ledger:
+    """The ledger of one step of ``batch`` sequences at its longest; the method itself is left as it was.
+
+    Raises OverBudgetError where that passes ``limit``, so that a step which goes on until its budget is spent ends here too.
+    """
+    ledger = Ledger(limit)
     bench = Bench(counter, ledger, counter.student_flops, counter.teacher_flops, batch)
-    copy.deepcopy(method).step(bench)
+    take_step(copy.deepcopy(method), bench)
+    if ledger.refused:  # and the method went on regardless
+        raise OverBudgetError(f"a step of {batch} sequences may cost more than {limit:.3e} FLOPs")
     return ledger
+
+
+def full_batch(method: Method) -> int:
+    """The method's batch, cut to a multiple of its unit. UserError if not one unit fits in."""
+    batch = method.config.batch // method.unit * method.unit
+    if batch == 0:
+        raise UserError(f"{type(method).__name__}: batch: {method.config.batch} is less than one group of {method.unit}; raise it")
+    return batch
 
 
 def largest_batch(method: Method, counter: Counter, left: int) -> int:
     """The most sequences, a multiple of the method's unit and at most its batch, whose worst case fits ``left``; 0 if none."""
-    low, high = 0, method.config.batch // method.unit
-    if worst_case(method, high * method.unit, counter).spent <= left:
-        return high * method.unit
+
+    def fits(units: int) -> bool:
+        try:
+            worst_case(method, units * method.unit, counter, left)
+        except OverBudgetError:
+            return False
+        return True
+
+    low, high = 0, full_batch(method) // method.unit
+    if fits(high):
+        return full_batch(method)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if worst_case(method, middle * method.unit, counter).spent <= left else (low, middle)
+        low, high = (middle, high) if fits(middle) else (low, middle)
     return low * method.unit

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from opd_bench.bench import Bench
 from opd_bench.errors import RunError, UserError
 from opd_bench.ledger import OverBudgetError
-from opd_bench.methods import Method
-from opd_bench.trace import Counter, largest_batch, worst_case
+from opd_bench.methods import Method, take_step
+from opd_bench.trace import Counter, full_batch, largest_batch, worst_case
 
 ENOUGH = 0.995  # a run this close to its budget stops instead of taking ever smaller steps
 
@@ -29,14 +29,15 @@ class Progress:
 
 def require_one_step(method: Method, counter: Counter, limit: int) -> None:
     """UserError unless the budget holds the worst case of one full step."""
-    needed = worst_case(method, method.config.batch // method.unit * method.unit, counter).spent
-    if needed == 0:
-        raise UserError(f"{type(method).__name__}.step charges nothing: it must use the bench (see docs/adding-a-method.md)")
-    if needed > limit:
+    try:
+        worst = worst_case(method, full_batch(method), counter, limit)
+    except OverBudgetError as error:
         raise UserError(
-            f"the budget of {limit:.2e} FLOPs is too small for one step of {type(method).__name__}, which may cost {needed:.2e}; "
+            f"the budget of {limit:.2e} FLOPs is too small for one step of {type(method).__name__}: {error}; "
             "raise budget.limit or lower the method's batch"
-        )
+        ) from None
+    if worst.spent == 0:
+        raise UserError(f"{type(method).__name__}.step charges nothing: it must use the bench (see docs/adding-a-method.md)")
 
 
 def learning_rate_scale(share: float, cooldown: float) -> float:
@@ -46,19 +47,15 @@ def learning_rate_scale(share: float, cooldown: float) -> float:
 
 def train(method: Method, bench: Bench, counter: Counter, cooldown: float, on_step: Callable[[Progress], None]) -> None:
     """Run ``method`` until the budget of ``bench`` is spent. RunError if the method raises or spends nothing."""
-    ledger, full = bench.ledger, method.config.batch
+    ledger, full = bench.ledger, full_batch(method)
     while ledger.share < ENOUGH and (batch := largest_batch(method, counter, ledger.left)):
         ledger.step += 1
         spent, updates, scale = ledger.spent, len(bench.losses), learning_rate_scale(ledger.share, cooldown) * batch / full
         bench.batch, bench.lr_scale = batch, lambda scale=scale: scale
         try:
-            method.step(bench)
+            take_step(method, bench)
         except OverBudgetError:
             return  # a step that outgrew its trace: the verb that did not fit was not run
-        except (RunError, UserError):
-            raise
-        except Exception as error:
-            raise RunError(f"{type(method).__name__}.step raised {type(error).__name__}: {error}") from error
         if ledger.spent == spent:
             raise RunError(f"{type(method).__name__}.step number {ledger.step} charged nothing; the run would never end")
         losses = bench.losses[updates:]

@@ -121,8 +121,8 @@ def test_figures_are_the_linked_ones_and_the_same_bytes_every_time(board: Leader
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     second.mkdir()
-    paths = plots.draw(board, arms, METHODS, first)
-    plots.draw(board, arms, METHODS, second)
+    paths = plots.draw(board, arms, METHODS, 60, first)
+    plots.draw(board, arms, METHODS, 60, second)
     assert [path.name for path in paths] == list(report.FIGURES)
     for path in paths:
         data = path.read_bytes()
@@ -135,7 +135,7 @@ def test_one_method_with_one_seed_can_be_drawn(tmp_path: Path):
     run, arms = measured(1)
     arms = [arm for arm in arms if arm.method == "opd"]
     board = assemble(run, arms, draws=100)
-    assert all(path.stat().st_size > 5000 for path in plots.draw(board, arms, METHODS, tmp_path))
+    assert all(path.stat().st_size > 5000 for path in plots.draw(board, arms, METHODS, 60, tmp_path))
 
 
 def test_the_learning_curve_reaches_its_end_when_seeds_stop_at_different_shares(board: Leaderboard):
@@ -144,7 +144,7 @@ def test_the_learning_curve_reaches_its_end_when_seeds_stop_at_different_shares(
         replace(arm.curve[-1], share=0.995 + arm.seed / 1000, flops=10**12 + arm.seed * 10**9, score=0.5 + arm.seed / 10) for arm in arms
     ]
     arms = [replace(arm, curve=[arm.curve[0], point]) for arm, point in zip(arms, end, strict=True)]
-    figure = plots.score_vs_compute(board, arms, METHODS)
+    figure = plots.score_vs_compute(arms, METHODS, 60)
     for line in figure.axes[0].lines[: len(METHODS)]:
         assert np.asarray(line.get_xdata())[-1] == pytest.approx(1.0005e12)
         assert np.asarray(line.get_ydata())[-1] == pytest.approx(0.55)

@@ -21,7 +21,7 @@ from opd_bench.rollouts import sample
 from opd_bench.sequences import Prompts, Sequences
 
 PROBLEMS = 200
-MAX_RESPONSE, MAX_CHECK = 80, 88
+MAX_RESPONSE, MAX_CHECK = 88, 92
 
 
 @dataclass(frozen=True)

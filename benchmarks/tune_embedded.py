@@ -1,0 +1,63 @@
+"""The same number of learning-rate trials for every method, on validation problems, to set the embedded tier's defaults.
+
+    python benchmarks/tune_embedded.py --out trials
+
+One seed that the leaderboard never uses; the winner by the macro of greedy and sampled validation accuracy goes into
+`opd_bench/tiers/embedded.yaml`. Last figures: `benchmarks/README.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+SEED = 1000
+
+
+def trial(method: str, lr: float, limit: float, out: Path) -> dict:
+    """Train ``method`` at ``lr`` and measure it on validation problems."""
+    import copy
+
+    import torch
+
+    from opd_bench import arm, config
+    from opd_bench.embedded import measures
+    from opd_bench.plan import Job
+    from opd_bench.train import train
+
+    torch.set_num_threads(1)
+    settings = config.load("embedded", [{"budget": {"limit": limit}}])
+    shop = arm.workshop(settings.model_dump_json())
+    job = Job(method, SEED, method, (*settings.methods[method].items(), ("lr", lr)), "")
+    student = copy.deepcopy(shop.pair.student)
+    bench = shop.bench(shop.engine(job, student, lr, out / "corpus"), settings.limit)
+    train(job.build(), bench, shop.counter, settings.cooldown, lambda progress: None)
+    scores = {}
+    for task in ("arithmetic", "functions"):
+        scores[f"{task} greedy"] = measures.accuracy(student, shop.pair.tokenizer, task)
+        scores[f"{task} sampled"] = measures.accuracy(student, shop.pair.tokenizer, task, seed=0)
+    return {"method": method, "lr": lr, "macro": sum(scores.values()) / len(scores), "steps": bench.ledger.step, **scores}
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--methods", default="sft,offline_kd,opd,opd_rlaif")
+    arguments.add_argument("--budget", type=float, default=1e12, help="FLOPs per trial")
+    arguments.add_argument("--out", type=Path, required=True)
+    given = arguments.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(trial, method, lr, given.budget, given.out) for method in given.methods.split(",") for lr in RATES]
+        rows = []
+        for future in futures:
+            rows.append(future.result())
+            print(json.dumps(rows[-1]), flush=True)
+    (given.out / "trials.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""The configuration: overlays, the hash of all that is in it, and one line for every mistake."""
+
+import pytest
+import yaml
+
+from opd_bench.config import load, overlaid, read_yaml, tiers
+from opd_bench.errors import UserError
+from opd_bench.resources import TIERS
+
+
+def test_every_tier_and_the_smoke_overlay_are_valid():
+    smoke = read_yaml(TIERS / "smoke.yaml")
+    assert "smoke" not in tiers()
+    for tier in tiers():
+        assert load(tier, []).tier == tier
+        assert load(tier, [smoke]).limit < load(tier, []).limit
+
+
+def test_the_last_overlay_wins_key_by_key():
+    config = load("embedded", [{"evaluation": {"limit": 5, "batch_size": 7}}, {"evaluation": {"limit": 6}}, {"seeds": 3}])
+    assert (config.evaluation.limit, config.evaluation.batch_size, config.seeds) == (6, 7, 3)
+
+
+def test_a_selection_of_methods_keeps_the_options_given_before():
+    base = {"methods": {"sft": {"epochs": 2}, "opd": None}}
+    assert overlaid(base, {"methods": {"sft": {}, "mine": None}})["methods"] == {"sft": {"epochs": 2}, "mine": {}}
+
+
+def test_overlaying_changes_neither_side():
+    base, over = {"a": {"b": 1}}, {"a": {"c": 2}, "methods": {"sft": None}}
+    overlaid(base, over)
+    assert (base, over) == ({"a": {"b": 1}}, {"a": {"c": 2}, "methods": {"sft": None}})
+
+
+def test_the_digest_tells_configurations_apart_and_nothing_else():
+    same = [load("embedded", [{"seeds": 3}]), load("embedded", [{"seeds": 5}, {"seeds": 3}])]
+    assert same[0].digest == same[1].digest
+    others = [{"seeds": 4}, {"budget": {"limit": 2e12}}, {"methods": {"sft": {"lr": 2e-3}}}, {"judge": {"yes": "ja"}}]
+    assert len({load("embedded", [{"seeds": 3}, other]).digest for other in [{}, *others]}) == 5
+
+
+@pytest.mark.parametrize(
+    ("overlay", "said"),
+    [
+        ({"sedes": 3}, r"unknown key 'sedes' \(did you mean 'seeds'\?\)"),
+        ({"evaluation": {"limt": 3}}, r"unknown key 'evaluation\.limt' \(did you mean 'limit'\?\)"),
+        ({"seeds": "many"}, "seeds: .*integer"),
+        ({"seeds": 0}, "seeds: .*greater"),
+        ({"budget": 5}, "budget: .*dictionary"),
+        ({"budget": {"limit": -1}}, r"budget\.limit: .*greater"),
+        ({"budget": {"limit": float("inf")}}, r"budget\.limit: .*finite"),
+        ({"budget": {"axis": "tokens"}}, r"budget\.axis: .*'flops'"),
+        ({"methods": {}}, "methods: .*at least 1"),
+        ({"methods": ["sft"]}, "methods: .*dictionary"),
+        ({"methods": {"sft": 3}}, r"methods\.sft: .*dictionary"),
+        ({"student": None}, "student: .*string"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_key(overlay, said):
+    with pytest.raises(UserError, match=f"^configuration: {said}") as caught:
+        load("embedded", [overlay])
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_tier_is_named():
+    with pytest.raises(UserError, match=r"unknown tier 'embeded' \(did you mean 'embedded'\?\)"):
+        load("embeded", [])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"seeds: [1, 2", "not valid YAML"),
+        (b"- seeds\n- 3\n", "must hold a mapping"),
+        (b"", "must hold a mapping"),
+        (b"seeds: \xff\xfe", "not UTF-8"),
+        (None, "cannot read .*No such file"),
+    ],
+)
+def test_a_file_that_holds_no_configuration_is_named(tmp_path, content, said):
+    path = tmp_path / "mine.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=said) as caught:
+        read_yaml(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_value_that_only_yaml_knows_has_a_digest_too(tmp_path):
+    (tmp_path / "mine.yaml").write_text("methods: {sft: {lr: 2020-01-01}}", encoding="utf-8")
+    assert load("embedded", [read_yaml(tmp_path / "mine.yaml")]).digest
+
+
+def test_what_a_manifest_keeps_is_the_configuration_again():
+    config = load("embedded", [{"methods": {"sft": {"lr": 1e-3}}}])
+    assert type(config)(**yaml.safe_load(config.model_dump_json())) == config

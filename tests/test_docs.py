@@ -1,0 +1,128 @@
+"""The documents keep their word: examples run, links resolve, and nothing names a machine."""
+
+import re
+import runpy
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+
+from opd_bench.bench import Bench
+from opd_bench.config import tiers
+from opd_bench.flops import FlopCount
+from opd_bench.ledger import Ledger
+from opd_bench.methods import Method, find, shipped
+from opd_bench.trace import Counter, largest_batch, worst_case
+from opd_bench.train import train
+
+ROOT = Path(__file__).parents[1]
+GKD = ROOT / "docs/examples/gkd.py"
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("tasks/*/*.md")])
+STUDENT, TEACHER = FlopCount(1_000, 8), FlopCount(5_000, 16)
+COUNTER = Counter(max_prompt=20, max_response=50, max_check=30, question_tokens=5, student_flops=STUDENT, teacher_flops=TEACHER)
+
+
+def gkd(**options) -> Method:
+    return find(str(GKD)).build(options)
+
+
+def test_example_method_is_short_and_charged_for_both_sources():
+    assert len(GKD.read_text(encoding="utf-8").splitlines()) < 60
+    spent = worst_case(gkd(on_policy=0.25), 8, COUNTER).by_kind()
+    assert spent == {
+        "student_sample": 2 * STUDENT.sample(20, 50),
+        "teacher_generate": 6 * TEACHER.sample(20, 50),
+        "teacher_score": 8 * TEACHER.score(70),
+        "student_update": 8 * STUDENT.update(70),
+    }
+
+
+@pytest.mark.parametrize(("share", "absent"), [(0.0, "student_sample"), (1.0, "teacher_generate")])
+def test_example_method_at_its_ends_uses_one_source(share, absent):
+    assert absent not in worst_case(gkd(on_policy=share), 8, COUNTER).by_kind()
+
+
+def test_example_method_spends_its_budget_and_no_more():
+    method = gkd(batch=8)
+    limit = 40 * worst_case(method, 8, COUNTER).spent + 12_345
+    bench = Bench(COUNTER, Ledger(limit), STUDENT, TEACHER, batch=0)
+    train(method, bench, COUNTER, cooldown=0.3, on_step=lambda progress: None)
+    assert 0.99 <= bench.ledger.share <= 1
+    assert largest_batch(method, COUNTER, bench.ledger.left) == 0 or bench.ledger.share >= 0.995
+
+
+def test_example_configurations_build():
+    text = (ROOT / "docs/adding-a-method.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert blocks
+    for name, options in (item for block in blocks for item in yaml.safe_load(block)["methods"].items()):
+        method = options.pop("method", name)
+        find(str(ROOT / method) if method.endswith(".py") else method).build(options)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_page_is_short_and_its_links_resolve(page):
+    text = page.read_text(encoding="utf-8")
+    if page.parent.name == "docs":
+        assert len(text.splitlines()) < 120
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if "://" not in target:
+            assert (page.parent / target.partition("#")[0]).exists(), f"{page.name} links to {target}"
+
+
+def test_documents_name_no_path_of_a_machine():
+    files = [*PAGES, ROOT / "CITATION.cff", ROOT / ".ci/run", *ROOT.glob("docs/examples/*"), *ROOT.glob("benchmarks/*.py")]
+    for path in files:
+        found = re.findall(r"(?<![\w.])/(?:tmp|root|home|work|opt|mnt|Users)\b\S*", path.read_text(encoding="utf-8"))
+        assert not found, f"{path.name} names {found}"
+
+
+def test_commands_in_documents_name_existing_options_methods_and_tiers():
+    from typer.main import get_command
+
+    from opd_bench.cli import app
+
+    commands = get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
+    known = {name: {flag for option in command.params for flag in option.opts} for name, command in commands.items()}
+    for page in PAGES:
+        for line in re.findall(r"^ *opd-bench (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE):
+            verb, *words = line.split("#")[0].split()
+            assert verb in known, f"{page.name}: opd-bench {line}"
+            assert {word for word in words if word.startswith("--")} <= known[verb], f"{page.name}: opd-bench {line}"
+            for flag, value in pairwise(words):
+                if flag == "--tier":
+                    assert value in tiers()
+                if flag == "--methods":
+                    assert all(name in shipped() or "/" in name for name in value.split(","))
+
+
+def test_citation_is_yaml_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors", "version", "license"} <= citation.keys()
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'version = "{citation["version"]}"' in project
+    assert f'license = "{citation["license"]}"' in project
+    assert f"## {citation['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_licence_is_the_full_apache_text():
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert "Version 2.0, January 2004" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+    assert "Copyright 2026 the opd-bench authors" in text
+
+
+def test_time_of_a_comparison_is_accounted_for_whole():
+    script = runpy.run_path(str(ROOT / "benchmarks/compare_embedded.py"))
+    arms = [
+        {"wall_s": 10.0, "seconds": {"student_sample": 2.0, "student_update": 3.0, "train": 8.0, "evaluation": 1.5, "exposure": 0.5}},
+        {"wall_s": 6.0, "seconds": {"teacher_generate": 2.0, "student_update": 2.0, "train": 5.0, "evaluation": 1.0, "curve": 0.25}},
+    ]
+    places = script["breakdown"](arms, corpus_s=1.75)
+    assert places["teacher, generate"] == 1.75  # once, not what each arm was charged for it
+    assert places["update"] == 5.0
+    assert places["harness"] == pytest.approx(16 - (2 + 1.75 + 5 + 2.5 + 0.25 + 0.5))
+    assert sum(places.values()) == pytest.approx(16)
+    assert "| charged compute + evaluation | 11.5 | 71.9% |" in script["table"](places)
