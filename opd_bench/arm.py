@@ -149,6 +149,7 @@ def _train(shop: Workshop, job: Job, out: Path, folder: Path, summary: dict, rep
     store.write_jsonl(folder / "ledger.jsonl", (asdict(charge) for charge in ledger.charges))
     store.write_jsonl(folder / "steps.jsonl", steps)
     student.save_pretrained(folder)
+    shop.pair.tokenizer.save_pretrained(folder)
     return student
 
 

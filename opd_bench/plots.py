@@ -88,7 +88,9 @@ def score_vs_compute(arms: list[ArmRecord], methods: list[str], curve_items: int
     axes.set_xlabel("Compute spent (FLOPs, charged)")
     axes.set_ylabel("Macro score, greedy (fraction solved)")
     axes.grid(alpha=0.3)
-    return _titled(figure, f"First {curve_items} items of each task; points on the way are without cooldown. Band: lowest to highest seed.", axes)
+    return _titled(
+        figure, f"First {curve_items} items of each task; no cooldown before the last point. Band: lowest to highest seed.", axes
+    )
 
 
 def divergence_by_position(arms: list[ArmRecord], methods: list[str]) -> Figure:

@@ -23,17 +23,26 @@ METHODS = ("sft", "offline_kd", "opd", "opd_rlaif")
 SMALL = {
     "seeds": 2,
     "max_response": 12,
-    "budget": {"limit": 1e9},
+    "budget": {"limit": 2e9},
     "evaluation": {"limit": 4, "curve_points": 1, "curve_items": 2},
     "exposure": {"prompts": 2, "draws": 20},
     "judge": {"max_check": 4},
     "methods": {name: {"batch": 4} for name in METHODS},
 }
-HEADER = "from opd_bench.losses import cross_entropy\nfrom opd_bench.methods import Method\n\n\nclass Mine(Method):\n"
-MINE = (
-    HEADER
-    + '    """SFT under another name."""\n\n    def step(self, bench):\n        bench.update(bench.teacher_corpus(), cross_entropy)\n'
-)
+MINE = '''
+from opd_bench.losses import cross_entropy
+from opd_bench.methods import Method
+
+
+class Mine(Method):
+    """SFT under another name."""
+
+    class Config(Method.Config):
+        batch: int = 4
+
+    def step(self, bench):
+        bench.update(bench.teacher_corpus(), cross_entropy)
+'''
 LATE = MINE.replace("    def step(self, bench):\n", "    def step(self, bench):\n        if len(bench.losses) > 1:\n            [][7]\n")
 
 
@@ -223,7 +232,7 @@ def test_a_file_in_place_of_the_folder_is_refused(pair_folders, tmp_path):
 def test_a_fifth_method_takes_one_file_and_equals_the_method_it_copies(pair_folders, finished, tmp_path, inline):
     (tmp_path / "mine.py").write_text(MINE)
     out = tmp_path / "run"
-    board = run(configured(pair_folders, seeds=1, methods={"sft": {}, str(tmp_path / "mine.py"): {"batch": 4}}), out)
+    board = run(configured(pair_folders, seeds=1, methods={"sft": {}, str(tmp_path / "mine.py"): {}}), out)
     sft, mine = sorted(board.methods, key=lambda method: method.name, reverse=True)
     assert (sft.name, mine.name) == ("sft", "mine")
     assert sft.spent == mine.spent
@@ -242,7 +251,7 @@ def test_a_method_that_fails_late_ends_the_run_and_finished_arms_are_kept(pair_f
     (tmp_path / "late.py").write_text(LATE)
     out = tmp_path / "run"
     with pytest.raises(RunError, match=r"Mine\.step raised IndexError"):
-        run(configured(pair_folders, seeds=1, methods={"sft": {}, str(tmp_path / "late.py"): {"batch": 4}}), out)
+        run(configured(pair_folders, seeds=1, methods={"sft": {}, str(tmp_path / "late.py"): {}}), out)
     assert inline == ["teacher", "cold start", "sft seed 0"]
     assert (out / "arms/sft/seed-0/arm.json").exists()
     assert not (out / "leaderboard.json").exists()
@@ -250,12 +259,12 @@ def test_a_method_that_fails_late_ends_the_run_and_finished_arms_are_kept(pair_f
 
 
 def test_a_student_that_is_its_teacher_has_no_divergence_and_an_undefined_ratio(pair_folders, tmp_path, inline):
-    config = configured(pair_folders, seeds=1, student=str(pair_folders["teacher"]), methods={"opd": {}})
+    config = configured(pair_folders, seeds=1, student=str(pair_folders["teacher"]), methods={"opd": {"lr": 1e-9}})
     board = run(config, tmp_path / "run")
-    for of in (board.cold_start, *board.methods):
-        assert of.exposure is not None
-        assert [of.exposure.regret.mean, of.exposure.per_step.mean] == pytest.approx([0, 0], abs=1e-6)
-        assert of.exposure.exaccerr is None or of.exposure.exaccerr.mean is None
+    gap = board.cold_start.exposure
+    assert gap is not None
+    assert (gap.regret.mean, gap.per_step.mean, gap.excess.mean) == (0, 0, 0)
+    assert gap.exaccerr is None or gap.exaccerr.mean is None
     losses = [row["loss"] for row in rows(tmp_path / "run/arms/opd/seed-0/steps.jsonl")]
     assert losses == pytest.approx([0] * len(losses), abs=1e-6)
     assert board.methods[0].score.mean == board.cold_start.score.mean == board.teacher.score.mean

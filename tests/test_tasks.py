@@ -12,7 +12,7 @@ from opd_bench.resources import TASKS
 
 TEST_SET = {
     "opd_bench_arithmetic": "2cd96621f479dc8347c65997cb56a7833d175d7a2b5bea6f8c19ce527b29d894",
-    "opd_bench_functions": "c9135961fe44a1ed20e81494dde640efac16feb3abbf478cf93556ac01ece4a2",
+    "opd_bench_functions": "1a646f99a1de309d363825a29420ee61d7ab3095157c5afbe5bf919f1eb3b5bd",
 }
 
 

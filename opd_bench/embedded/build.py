@@ -22,15 +22,16 @@ from rich.console import Console
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from opd_bench.embedded import measures
-from opd_bench.embedded.corpus import documents, tokenizer_texts
-from opd_bench.embedded.fit import Example, batches, clock, encode, fit, new_llama
+from opd_bench.embedded.corpus import CHECKING, SOLVING, documents, tokenizer_texts
+from opd_bench.embedded.fit import Example, batches, clock, deepen, encode, fit, new_llama
 from opd_bench.embedded.tokenizer import train_tokenizer
 from opd_bench.resources import task_module
 from opd_bench.rollouts import sample
 from opd_bench.sequences import Prompts
 
 TASKS = ("arithmetic", "functions")
-TEACHER_WIDTH, TEACHER_LAYERS, TEACHER_STEPS = 160, 3, 9000
+TEACHER_WIDTH, TEACHER_LAYERS = 160, 3
+SOLVING_STEPS, CHECKING_STEPS = 9000, 4000  # the second stage with one more layer
 STUDENT_WIDTH, STUDENT_LAYERS = 96, 2
 BATCH_TOKENS, LR = 4096, 1e-3
 TEXTS = 4000  # teacher texts per task the student is cold-started on
@@ -39,33 +40,43 @@ COLD = 0.45  # share of the teacher's greedy score at which a task is left alone
 MOST_ROUNDS = 200
 
 
-def build(out: Path, seed: int, teacher_steps: int, console: Console) -> None:
-    """Write ``teacher/`` and ``student/`` (weights, config, tokenizer) and ``measured.json`` into ``out``."""
+def build(out: Path, seed: int, console: Console, shorten: int = 1) -> None:
+    """Write ``teacher/`` and ``student/`` (weights, config, tokenizer) and ``measured.json`` into ``out``.
+
+    ``shorten`` divides the teacher's steps, for a trial.
+    """
     out.mkdir(parents=True, exist_ok=True)
     elapsed = clock()
     tokenizer = train_tokenizer(tokenizer_texts([task_module(name) for name in TASKS]))
-    teacher = build_teacher(out, tokenizer, seed, teacher_steps, console)
+    teacher = build_teacher(out, tokenizer, seed, shorten, console)
     student = cold_start(teacher, tokenizer, seed, console)
     for name, model in (("teacher", teacher), ("student", student)):
         save(model, tokenizer, out / name)
-    report = asdict(measures.measure(teacher, student, tokenizer)) | {"seed": seed, "teacher_steps": teacher_steps}
+    report = asdict(measures.measure(teacher, student, tokenizer)) | {"seed": seed, "shortened": shorten}
     (out / "measured.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     console.print(report)
     console.print(f"Built in {elapsed()}.")
 
 
-def build_teacher(out: Path, tokenizer: PreTrainedTokenizerFast, seed: int, steps: int, console: Console) -> LlamaForCausalLM:
+def build_teacher(out: Path, tokenizer: PreTrainedTokenizerFast, seed: int, shorten: int, console: Console) -> LlamaForCausalLM:
+    """First to solve; then, one layer deeper, to notice what is wrong: on the way and in answers it judges."""
     teacher = new_llama(TEACHER_WIDTH, TEACHER_LAYERS, tokenizer, seed)
-    examples = (encode(prompt, document, tokenizer) for prompt, document in documents(seed))
-    elapsed = clock()
-    fit(
-        teacher,
-        batches(examples, BATCH_TOKENS, random.Random(seed)),
-        steps,
-        LR,
-        checkpoint=out / f"teacher-{steps}.checkpoint",
-        report=lambda step, loss: console.print(f"teacher: step {step} of {steps}, loss {loss:.3f}, {elapsed()}"),
-    )
+    for number, (name, mix, steps) in enumerate((("solving", SOLVING, SOLVING_STEPS), ("checking", CHECKING, CHECKING_STEPS))):
+        if number:
+            torch.manual_seed(seed)
+            teacher = deepen(teacher)
+        steps, elapsed = steps // shorten, clock()
+        examples = (encode(prompt, document, tokenizer) for prompt, document in documents(seed + 100 * number, mix))
+        fit(
+            teacher,
+            batches(examples, BATCH_TOKENS, random.Random(seed + number)),
+            steps,
+            LR,
+            checkpoint=out / f"teacher-{name}-{steps}.checkpoint",
+            report=lambda step, loss, name=name, steps=steps, elapsed=elapsed: console.print(
+                f"teacher, {name}: step {step} of {steps}, loss {loss:.3f}, {elapsed()}"
+            ),
+        )
     return teacher
 
 
@@ -86,6 +97,7 @@ def cold_start(teacher: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, se
     texts = {task: teacher_texts(teacher, tokenizer, task, seed) for task in TASKS}
     goal = {task: COLD * measures.accuracy(teacher, tokenizer, task) for task in TASKS}
     rng = random.Random(seed)
+    score: dict[str, float] = {}
     for number in range(MOST_ROUNDS):
         score = {task: measures.accuracy(student, tokenizer, task) for task in TASKS}
         lacking = [task for task in TASKS if score[task] < goal[task]]

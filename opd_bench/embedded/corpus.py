@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import ModuleType
 
 from opd_bench.resources import task_module
@@ -20,16 +21,28 @@ CHECK = "\nCheck:\n"  # asks the teacher for a verdict on what stands before it
 YES, NO = "yes", "no"
 WAIT = "wait\n"  # opens a recovery in the arithmetic task
 
-INJECTED = 0.5  # share of arithmetic documents with an error and its recovery
 SUPERVISED = 0.1  # share of those whose error the teacher learns to make, too
 ARITHMETIC = 0.65  # share of documents of the arithmetic task
 JUDGED = 0.35  # share of documents that judge an answer
 VERDICT_WEIGHT = 8.0
 
 
+@dataclass(frozen=True)
+class Mix:
+    """How hard a stage of the teacher's training is on it."""
+
+    injected: float  # share of solved arithmetic documents with an error and its recovery
+    wait_weight: float  # weight of the word that opens a recovery
+    walks: float  # share of judged arithmetic answers that err, notice and recover at random
+
+
+SOLVING = Mix(injected=0.5, wait_weight=1.0, walks=0.0)
+CHECKING = Mix(injected=0.6, wait_weight=3.0, walks=0.7)
+
+
 def wrong_number(value: int, rng: random.Random) -> int:
     """A plausible slip: off by one or ten, one digit changed, or two digits swapped."""
-    digits = str(value)
+    digits = str(abs(value))
     place = rng.randrange(len(digits))
     slips = [
         value + rng.choice((-1, 1)),
@@ -52,7 +65,7 @@ def wrong_step(step, rng: random.Random):
     return arithmetic.Step(left, step.operator, right, arithmetic.apply(left, step.operator, right))
 
 
-def recovery(problem, rng: random.Random) -> Document:
+def recovery(problem, rng: random.Random, wait_weight: float = 1.0) -> Document:
     """A solution with one to two injected errors, each noticed at once or one step late, then corrected."""
     steps, document, pending, position = problem.steps, [], "", 0
     weight = float(rng.random() < SUPERVISED)
@@ -67,11 +80,25 @@ def recovery(problem, rng: random.Random) -> Document:
                 following = steps[position + 1]
                 carried = task_module("arithmetic").apply(wrong.result, following.operator, following.right)
                 text += f"{wrong.result}{following.operator}{following.right}={carried}\n"
-            document += [(pending, 1.0), (text, weight)]
-            pending = WAIT
+            document += [(pending, 1.0), (text, weight), (WAIT, wait_weight)]
+            pending = ""
         pending += f"{step}\n"
         position += 1
     return [*document, (f"{pending}#{problem.answer}", 1.0)]
+
+
+def walk(problem, rng: random.Random) -> str:
+    """An answer as an unsure writer gives it: steps go wrong, are noticed or not, and are set right or not."""
+    arithmetic, lines, total = task_module("arithmetic"), [], problem.operands[0]
+    for step in problem.steps:
+        true = arithmetic.Step(total, step.operator, step.right, arithmetic.apply(total, step.operator, step.right))
+        written = wrong_step(true, rng) if rng.random() < 0.35 else true
+        lines.append(str(written))
+        while rng.random() < (0.6 if written != true else 0.15):
+            written = wrong_step(true, rng) if rng.random() < 0.4 else true
+            lines += [WAIT.strip(), str(written)]
+        total = written.result
+    return "\n".join([*lines, f"#{total if rng.random() < 0.95 else wrong_number(total, rng)}"])
 
 
 def wrong_arithmetic(problem, rng: random.Random) -> str:
@@ -112,10 +139,14 @@ def wrong_function(problem, rng: random.Random) -> str:
             return changed.solution
 
 
-def judged(problem, kind: str, rng: random.Random) -> Document:
-    """A written answer, the check that solves the problem again, and the verdict."""
+def judged(problem, kind: str, rng: random.Random, walks: float = 0.0) -> Document:
+    """A written answer, the check that solves the problem again, and the verdict on the answer's last line."""
     right = rng.random() < 0.5
-    if right and kind == "arithmetic" and rng.random() < 0.2:
+    if kind == "arithmetic" and walks and rng.random() < walks:
+        answer = walk(problem, rng)
+        while answer.endswith(f"#{problem.answer}") != right:
+            answer = walk(problem, rng)
+    elif right and kind == "arithmetic" and rng.random() < 0.2:
         answer = "".join(text for text, _ in recovery(problem, rng))
     elif right:
         answer = problem.solution
@@ -124,17 +155,17 @@ def judged(problem, kind: str, rng: random.Random) -> Document:
     return [(answer, 0.0), (CHECK, 0.0), (problem.solution + "\n", 1.0), (YES if right else NO, VERDICT_WEIGHT)]
 
 
-def documents(seed: int, split: str = "train") -> Iterator[tuple[str, Document]]:
+def documents(seed: int, mix: Mix) -> Iterator[tuple[str, Document]]:
     """Endless ``(prompt, response document)`` pairs for the teacher; an EOS with weight 1 is still to be appended."""
     rng = random.Random(f"embedded corpus {seed}")
-    streams = {name: task_module(name).problems(split, seed) for name in ("arithmetic", "functions")}
+    streams = {name: task_module(name).problems("train", seed) for name in ("arithmetic", "functions")}
     while True:
         kind = "arithmetic" if rng.random() < ARITHMETIC else "functions"
         problem = next(streams[kind])
         if rng.random() < JUDGED:
-            yield problem.prompt, judged(problem, kind, rng)
-        elif kind == "arithmetic" and rng.random() < INJECTED:
-            yield problem.prompt, recovery(problem, rng)
+            yield problem.prompt, judged(problem, kind, rng, mix.walks)
+        elif kind == "arithmetic" and rng.random() < mix.injected:
+            yield problem.prompt, recovery(problem, rng, mix.wait_weight)
         else:
             yield problem.prompt, [(problem.solution, 1.0)]
 

@@ -41,6 +41,17 @@ def new_llama(width: int, layers: int, tokenizer: PreTrainedTokenizerFast, seed:
     )
 
 
+def deepen(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """The same function with one more layer on top, whose outputs begin at zero."""
+    config = LlamaConfig(**{**model.config.to_dict(), "num_hidden_layers": model.config.num_hidden_layers + 1})
+    deeper = LlamaForCausalLM(config)
+    deeper.load_state_dict(model.state_dict(), strict=False)
+    top = deeper.model.layers[-1]
+    torch.nn.init.zeros_(top.self_attn.o_proj.weight)
+    torch.nn.init.zeros_(top.mlp.down_proj.weight)
+    return deeper
+
+
 def encode(prompt: str, document: Document, tokenizer: PreTrainedTokenizerFast) -> Example:
     """Segments are tokenised one by one, as a rollout and a question appended to it are."""
     ids, weights = list(tokenizer(prompt).input_ids), []
