@@ -120,14 +120,15 @@ SHARED = {
 
 def commit() -> str:
     """The commit of the checkout the package runs from, marked where files differ; else the package's version."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=PACKAGE, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
     try:
-        run = {"cwd": PACKAGE, "capture_output": True, "text": True, "timeout": 10}
-        head = subprocess.run(["git", "rev-parse", "HEAD"], check=True, **run).stdout.strip()
-        inside = subprocess.run(["git", "ls-files", "--error-unmatch", "__init__.py"], **run).returncode == 0
-        changed = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], check=True, **run).stdout.strip()
+        git("ls-files", "--error-unmatch", "__init__.py")
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
-        inside = False
-    return (head + ("-dirty" if changed else "")) if inside else f"opd-bench {version('opd-bench')}"
+        return f"opd-bench {version('opd-bench')}"
 
 
 def _done(job: Job, out: Path) -> bool:

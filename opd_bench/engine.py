@@ -45,7 +45,7 @@ class TorchEngine:
     def __post_init__(self) -> None:
         self.generator = torch.Generator().manual_seed(self.seed)
         self.student.eval()  # no dropout: the distribution that is trained is the one that is sampled
-        self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=self.lr, betas=(0.9, 0.95), weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=self.lr, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.0)
 
     @property
     def max_check(self) -> int:
@@ -83,7 +83,7 @@ class TorchEngine:
             mask_BT = part.response_BT
             ids_N = part.ids_BT[mask_BT].to(hidden_ND.device)
             weight_N = weights_B[rows][:, None].expand(mask_BT.shape)[mask_BT].to(hidden_ND.device)
-            head = self.student.get_output_embeddings()
+            head = output_head(self.student)
             for cut in (slice(at, at + CHUNK) for at in range(0, len(ids_N), CHUNK)):
                 tokens = Tokens(ids_N[cut], None if teacher_NV is None else teacher_NV[cut], weight_N[cut])
                 loss_N = loss(head(inner_ND[cut]), tokens)
@@ -123,7 +123,13 @@ def response_hidden(model: PreTrainedModel, sequences: Sequences) -> torch.Tenso
     return hidden_BTD[:, :-1][sequences.response_BT[:, 1:].to(model.device)]
 
 
+def output_head(model: PreTrainedModel) -> torch.nn.Module:
+    head = model.get_output_embeddings()
+    assert head is not None
+    return head
+
+
 @torch.no_grad()  # not inference_mode: the losses save these tensors for their backward pass
 def response_log_probs(model: PreTrainedModel, sequences: Sequences) -> torch.Tensor:
     """Log-probabilities (N, V), float32, of the next token at each response token of ``sequences``."""
-    return torch.log_softmax(model.get_output_embeddings()(response_hidden(model, sequences)).float(), -1)
+    return torch.log_softmax(output_head(model)(response_hidden(model, sequences)).float(), -1)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opd_bench.bench import Judgement
 from opd_bench.errors import UserError
+from opd_bench.models import eos_id
 from opd_bench.rollouts import sample
 from opd_bench.sequences import Prompts, Sequences
 
@@ -36,7 +37,7 @@ class Judge:
 
         if encode(yes)[-1] == encode(no)[-1]:
             raise UserError(f"judge.yes {yes!r} and judge.no {no!r} end with the same token; choose words that don't")
-        return cls(model, encode(question), encode(yes)[-1], encode(no)[-1], int(tokenizer.eos_token_id), max_check)
+        return cls(model, encode(question), encode(yes)[-1], encode(no)[-1], eos_id(tokenizer), max_check)
 
     def __call__(self, sequences: Sequences) -> Judgement:
         """The verdict is the probability of "yes" where "yes" or "no" was written; 0.5 where neither was.

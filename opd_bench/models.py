@@ -29,7 +29,11 @@ class Pair:
 
     @property
     def eos(self) -> int:
-        return int(self.tokenizer.eos_token_id)  # pyright: ignore[reportArgumentType]
+        return eos_id(self.tokenizer)
+
+
+def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    return tokenizer.get_vocab()[str(tokenizer.eos_token)]
 
 
 def load_model(location: str) -> PreTrainedModel:

@@ -77,7 +77,7 @@ def _decode(model: PreTrainedModel, prompts: list[list[int]], max_response: int,
     device, widest = model.device, max(map(len, prompts))
     layers: int = model.config.num_hidden_layers
     cache = DynamicCache()
-    cache.layers = [PreallocatedLayer(widest + max_response) for _ in range(layers)]
+    cache.layers.extend(PreallocatedLayer(widest + max_response) for _ in range(layers))
     prompt_B = torch.tensor([len(ids) for ids in prompts])
     ids_BP = torch.tensor([[eos] * (widest - len(ids)) + ids for ids in prompts], device=device)
     real_RT = torch.arange(widest + max_response, device=device) >= (widest - prompt_B.to(device))[:, None]

@@ -41,7 +41,7 @@ def program(monkeypatch, capsys, tmp_path):
 def written(folder, pair_folders, **changes):
     path = folder / "config.yaml"
     config = {**SMALL, **{role: str(model) for role, model in pair_folders.items()}, **changes}
-    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     return path
 
 

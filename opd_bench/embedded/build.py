@@ -25,6 +25,7 @@ from opd_bench.embedded import measures
 from opd_bench.embedded.corpus import CHECKING, SOLVING, documents, tokenizer_texts
 from opd_bench.embedded.fit import Example, batches, clock, deepen, encode, fit, new_llama
 from opd_bench.embedded.tokenizer import train_tokenizer
+from opd_bench.models import eos_id
 from opd_bench.resources import task_module
 from opd_bench.rollouts import sample
 from opd_bench.sequences import Prompts
@@ -85,7 +86,7 @@ def teacher_texts(teacher: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast,
     problems = islice(task_module(task).problems("train", 1000 + seed), TEXTS)
     prompts = Prompts([list(tokenizer(problem.prompt).input_ids) for problem in problems], [task] * TEXTS)
     texts = sample(
-        teacher, prompts, max_response=measures.MAX_RESPONSE, eos=measures.eos(tokenizer), generator=torch.Generator().manual_seed(seed)
+        teacher, prompts, max_response=measures.MAX_RESPONSE, eos=eos_id(tokenizer), generator=torch.Generator().manual_seed(seed)
     )
     rows = zip(prompts.ids, map(texts.response, range(TEXTS)), strict=True)
     return [(prompt + response, [0.0] * len(prompt) + [1.0] * len(response)) for prompt, response in rows]
@@ -117,6 +118,6 @@ def cold_start(teacher: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, se
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """A plain `save_pretrained` folder in bf16."""
     shutil.rmtree(folder, ignore_errors=True)
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     model.float()

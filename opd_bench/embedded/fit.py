@@ -24,6 +24,7 @@ Example = tuple[list[int], list[float]]  # token ids, the weight of each token i
 
 def new_llama(width: int, layers: int, tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
     torch.manual_seed(seed)
+    vocabulary = tokenizer.get_vocab()
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -34,8 +35,8 @@ def new_llama(width: int, layers: int, tokenizer: PreTrainedTokenizerFast, seed:
             num_key_value_heads=width // 32,
             max_position_embeddings=CONTEXT,
             tie_word_embeddings=False,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=vocabulary[str(tokenizer.pad_token)],
+            eos_token_id=vocabulary[str(tokenizer.eos_token)],
             bos_token_id=None,
         )
     )
@@ -46,9 +47,8 @@ def deepen(model: LlamaForCausalLM) -> LlamaForCausalLM:
     config = LlamaConfig(**{**model.config.to_dict(), "num_hidden_layers": model.config.num_hidden_layers + 1})
     deeper = LlamaForCausalLM(config)
     deeper.load_state_dict(model.state_dict(), strict=False)
-    top = deeper.model.layers[-1]
-    torch.nn.init.zeros_(top.self_attn.o_proj.weight)
-    torch.nn.init.zeros_(top.mlp.down_proj.weight)
+    for name in ("self_attn.o_proj", "mlp.down_proj"):
+        torch.nn.init.zeros_(deeper.get_parameter(f"model.layers.{model.config.num_hidden_layers}.{name}.weight"))
     return deeper
 
 

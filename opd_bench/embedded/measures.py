@@ -16,6 +16,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from opd_bench.embedded.corpus import CHECK, NO, YES, wrong_step
 from opd_bench.judge import Judge
+from opd_bench.models import eos_id
 from opd_bench.resources import task_module
 from opd_bench.rollouts import sample
 from opd_bench.sequences import Prompts, Sequences
@@ -37,10 +38,6 @@ class Measured:
     judge_auroc: dict[str, float]
 
 
-def eos(tokenizer: PreTrainedTokenizerFast) -> int:
-    return int(tokenizer.convert_tokens_to_ids(str(tokenizer.eos_token)))  # pyright: ignore[reportArgumentType]
-
-
 def problems(task: str) -> list:
     return list(islice(task_module(task).problems("validation", 5), PROBLEMS))
 
@@ -49,7 +46,7 @@ def respond(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: 
     """Responses to ``texts``: greedy, or sampled under ``seed``."""
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     prompts = Prompts([list(tokenizer(text).input_ids) for text in texts], [""] * len(texts))
-    return sample(model, prompts, max_response=MAX_RESPONSE, eos=eos(tokenizer), generator=generator)
+    return sample(model, prompts, max_response=MAX_RESPONSE, eos=eos_id(tokenizer), generator=generator)
 
 
 def solved(task: str, problem, response: str) -> bool:
