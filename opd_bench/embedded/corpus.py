@@ -22,6 +22,8 @@ YES, NO = "yes", "no"
 WAIT = "wait\n"  # opens a recovery in the arithmetic task
 
 SUPERVISED = 0.1  # share of those whose error the teacher learns to make, too
+ARITHMETIC = 0.65  # share of documents of the arithmetic task
+JUDGED = 0.35  # share of documents that judge an answer
 VERDICT_WEIGHT = 8.0
 
 
@@ -32,14 +34,10 @@ class Mix:
     injected: float  # share of solved arithmetic documents with an error and its recovery
     wait_weight: float  # weight of the word that opens a recovery
     walks: float  # share of judged arithmetic answers that err, notice and recover at random
-    arithmetic: float = 0.65  # share of documents of the arithmetic task
-    judged: float = 0.35  # share of documents that judge an answer
-    decisions: float = 0.0  # weight of going on or not after every written step; 0: a plain token's
 
 
 SOLVING = Mix(injected=0.5, wait_weight=1.0, walks=0.0)
 CHECKING = Mix(injected=0.6, wait_weight=3.0, walks=0.7)
-VERIFYING = Mix(injected=0.6, wait_weight=5.0, walks=0.7, arithmetic=0.75, judged=0.2, decisions=5.0)
 
 
 def wrong_number(value: int, rng: random.Random) -> int:
@@ -87,19 +85,6 @@ def recovery(problem, rng: random.Random, wait_weight: float = 1.0) -> Document:
         pending += f"{step}\n"
         position += 1
     return [*document, (f"{pending}#{problem.answer}", 1.0)]
-
-
-def verified(problem, rng: random.Random, mix: Mix) -> Document:
-    """A solution in which each step may go wrong, with masked loss, and is set right at once; every decision to go on counts."""
-    document, erring = [], rng.random() < mix.injected
-    for number, step in enumerate(problem.steps):
-        line = f"{step}\n"
-        if erring and rng.random() < 0.4:
-            wrong = f"{wrong_step(step, rng)}\n"
-            document += [(wrong[0], mix.decisions if number else 1.0), (wrong[1:], 0.0), (WAIT, mix.wait_weight), (line, 1.0)]
-        else:
-            document += [(line[0], mix.decisions if number else 1.0), (line[1:], 1.0)]
-    return [*document, ("#", mix.decisions), (str(problem.answer), 1.0)]
 
 
 def walk(problem, rng: random.Random) -> str:
@@ -175,12 +160,10 @@ def documents(seed: int, mix: Mix) -> Iterator[tuple[str, Document]]:
     rng = random.Random(f"embedded corpus {seed}")
     streams = {name: task_module(name).problems("train", seed) for name in ("arithmetic", "functions")}
     while True:
-        kind = "arithmetic" if rng.random() < mix.arithmetic else "functions"
+        kind = "arithmetic" if rng.random() < ARITHMETIC else "functions"
         problem = next(streams[kind])
-        if rng.random() < mix.judged:
+        if rng.random() < JUDGED:
             yield problem.prompt, judged(problem, kind, rng, mix.walks)
-        elif kind == "arithmetic" and mix.decisions:
-            yield problem.prompt, verified(problem, rng, mix)
         elif kind == "arithmetic" and rng.random() < mix.injected:
             yield problem.prompt, recovery(problem, rng, mix.wait_weight)
         else:
