@@ -32,8 +32,10 @@ def _start_worker(messages: multiprocessing.SimpleQueue, threads: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
     _die_with_parent()
     import torch
+    from tqdm import tqdm
 
     torch.set_num_threads(threads)
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore between processes, which an ended worker would leak
 
 
 def _die_with_parent() -> None:

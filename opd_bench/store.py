@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 
 from opd_bench.errors import UserError
 from opd_bench.exposure import Divergences
@@ -37,16 +36,16 @@ def disk_errors() -> Iterator[None]:
     """A full disk or a folder that cannot be written, as one line."""
     try:
         yield
-    except SafetensorError as error:
-        if "(os error 28)" not in str(error):
-            raise
-        raise UserError(FULL.format("")) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(FULL.format(f" ({error.filename})" if error.filename else "")) from error
         if error.errno in NO_ENTRY:
             raise UserError(f"cannot write {error.filename}: {error.strerror}; choose another folder with --out") from error
         raise
+    except Exception as error:  # safetensors and tokenizers write from Rust and raise types of their own
+        if "(os error 28)" not in str(error):
+            raise
+        raise UserError(FULL.format("")) from error
 
 
 @contextmanager

@@ -23,7 +23,7 @@ METHODS = ("sft", "offline_kd", "opd", "opd_rlaif")
 SMALL = {
     "seeds": 2,
     "max_response": 12,
-    "budget": {"limit": 2e9},
+    "budget": {"limit": 5e9},
     "evaluation": {"limit": 4, "curve_points": 1, "curve_items": 2},
     "exposure": {"prompts": 2, "draws": 20},
     "judge": {"max_check": 4},

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from opd_bench.resources import PACKAGE
+from opd_bench.resources import BASELINES, PACKAGE
 
 # From the bottom up. A new module takes its place here.
 ORDER = (
@@ -18,7 +18,7 @@ ORDER = (
 )
 READERS = {"statistics", "exposure", "leaderboard", "report", "plots"}  # they see recorded files, never a model
 WORKERS = {"bench", "engine", "rollouts", "judge", "measure", "prompts", "trace", "train", "arm", "evaluate", "models", "launch"}
-METHODS = {path.stem for path in (PACKAGE.parent / "baselines").glob("*.py")}
+METHODS = {path.stem for path in BASELINES.glob("*.py")}
 
 
 def sources() -> dict[str, ast.Module]:
@@ -93,6 +93,6 @@ def test_the_harness_does_not_know_the_name_of_any_method():
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_a_method_is_short_and_uses_losses_and_methods_alone(name: str):
-    text = (PACKAGE.parent / "baselines" / f"{name}.py").read_text(encoding="utf-8")
+    text = (BASELINES / f"{name}.py").read_text(encoding="utf-8")
     assert len(text.splitlines()) < 120
     assert ours(ast.parse(text)) <= {"losses", "methods"}
