@@ -5,10 +5,12 @@ import random
 from itertools import islice
 
 import pytest
+import torch
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from opd_bench.embedded import corpus, measures
-from opd_bench.embedded.fit import deepen, encode
+from opd_bench.embedded import build, corpus, measures
+from opd_bench.embedded.fit import batches, deepen, encode, fit, new_llama
 from opd_bench.models import load_pair
 from opd_bench.resources import EMBEDDED, task_module
 
@@ -86,3 +88,28 @@ def test_a_deeper_model_begins_as_the_same_function(pair):
 def test_weights_line_up_with_tokens(pair):
     ids, weights = encode("Compute 1+2+3\n", [("1+2=3\n", 0.0), ("3+3=6\n#6", 1.0)], pair.tokenizer)
     assert pair.tokenizer.decode([token for token, weight in zip(ids, weights, strict=True) if weight]) == "3+3=6\n#6<eos>"
+
+
+def trained(tokenizer, steps, checkpoint=None):
+    examples = (encode(prompt, document, tokenizer) for prompt, document in corpus.documents(0, corpus.SOLVING))
+    model = new_llama(32, 1, tokenizer, seed=0)
+    fit(model, batches(examples, 512, random.Random(0)), steps, 1e-3, checkpoint=checkpoint, every=2, constant=True)
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def test_training_that_was_interrupted_ends_where_it_would_have(pair, tmp_path):
+    trained(pair.tokenizer, 2, tmp_path / "checkpoint")
+    assert torch.equal(trained(pair.tokenizer, 4, tmp_path / "checkpoint"), trained(pair.tokenizer, 4))
+
+
+@pytest.mark.slow
+def test_a_shortened_build_writes_what_the_package_ships(tmp_path):
+    build.build(tmp_path, 0, Console(quiet=True), shorten=4000)
+    shipped = sorted(path.relative_to(EMBEDDED) for path in EMBEDDED.rglob("*") if path.is_file())
+    assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".checkpoint") == shipped
+    ours, theirs = (load_pair(str(folder / "student"), str(folder / "teacher")) for folder in (tmp_path, EMBEDDED))
+    assert ours.tokenizer.get_vocab() == theirs.tokenizer.get_vocab()
+    assert [ours.teacher.config.num_hidden_layers, ours.student.config.num_hidden_layers] == [
+        theirs.teacher.config.num_hidden_layers,
+        theirs.student.config.num_hidden_layers,
+    ]

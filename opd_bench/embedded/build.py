@@ -44,13 +44,13 @@ MOST_ROUNDS = 200
 def build(out: Path, seed: int, console: Console, shorten: int = 1) -> None:
     """Write ``teacher/`` and ``student/`` (weights, config, tokenizer) and ``measured.json`` into ``out``.
 
-    ``shorten`` divides the teacher's steps, for a trial.
+    ``shorten`` divides the teacher's steps and the student's texts, for a trial.
     """
     out.mkdir(parents=True, exist_ok=True)
     elapsed = clock()
     tokenizer = train_tokenizer(tokenizer_texts([task_module(name) for name in TASKS]))
     teacher = build_teacher(out, tokenizer, seed, shorten, console)
-    student = cold_start(teacher, tokenizer, seed, console)
+    student = cold_start(teacher, tokenizer, seed, max(1, TEXTS // shorten), console)
     for name, model in (("teacher", teacher), ("student", student)):
         save(model, tokenizer, out / name)
     report = asdict(measures.measure(teacher, student, tokenizer)) | {"seed": seed, "shortened": shorten}
@@ -81,21 +81,23 @@ def build_teacher(out: Path, tokenizer: PreTrainedTokenizerFast, seed: int, shor
     return teacher
 
 
-def teacher_texts(teacher: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, task: str, seed: int) -> list[Example]:
+def teacher_texts(teacher: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, task: str, seed: int, count: int) -> list[Example]:
     """Texts sampled from the teacher at temperature 1, the prompt without weight, as the bench's own corpus is."""
-    problems = islice(task_module(task).problems("train", 1000 + seed), TEXTS)
-    prompts = Prompts([list(tokenizer(problem.prompt).input_ids) for problem in problems], [task] * TEXTS)
+    problems = islice(task_module(task).problems("train", 1000 + seed), count)
+    prompts = Prompts([list(tokenizer(problem.prompt).input_ids) for problem in problems], [task] * count)
     texts = sample(
         teacher, prompts, max_response=measures.MAX_RESPONSE, eos=eos_id(tokenizer), generator=torch.Generator().manual_seed(seed)
     )
-    rows = zip(prompts.ids, map(texts.response, range(TEXTS)), strict=True)
+    rows = zip(prompts.ids, map(texts.response, range(count)), strict=True)
     return [(prompt + response, [0.0] * len(prompt) + [1.0] * len(response)) for prompt, response in rows]
 
 
-def cold_start(teacher: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, console: Console) -> LlamaForCausalLM:
+def cold_start(
+    teacher: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, texts_per_task: int, console: Console
+) -> LlamaForCausalLM:
     """A student trained on teacher text, round by round on the tasks it does not yet solve well enough."""
     student = new_llama(STUDENT_WIDTH, STUDENT_LAYERS, tokenizer, seed + 1)
-    texts = {task: teacher_texts(teacher, tokenizer, task, seed) for task in TASKS}
+    texts = {task: teacher_texts(teacher, tokenizer, task, seed, texts_per_task) for task in TASKS}
     goal = {task: COLD * measures.accuracy(teacher, tokenizer, task) for task in TASKS}
     rng = random.Random(seed)
     score: dict[str, float] = {}
