@@ -154,7 +154,7 @@ def test_a_dry_run_prints_the_cost_and_writes_nothing(program, config, tmp_path)
     before = sorted(tmp_path.rglob("*"))
     code, out, err = program("compare", "--config", config, "--methods", "opd,mine.py", "--out", "run", "--dry-run")
     assert (code, err) == (0, "")
-    assert "4 arms of 2.00e+09 FLOPs, 8.00e+09 in all" in out
+    assert "4 arms of 5.00e+09 FLOPs, 2.00e+10 in all" in out
     assert re.search(r"opd +2 +4 +\d\.\d\de\+0\d +student_sample \d+%", out)
     assert re.search(r"mine +2 +4 +\d\.\d\de\+0\d +teacher_generate \d+%", out)
     assert [path for path in sorted(tmp_path.rglob("*")) if "__pycache__" not in path.parts] == before
