@@ -348,7 +348,8 @@ def main(mode: str) -> None:
     os.write(1, b'{"ready": true}\n')
     while line := sys.stdin.buffer.readline():
         with fresh_box(mode) as box:
-            os.write(1, answer_request(mode, box, null, json.loads(line)))
+            answer = answer_request(mode, box, null, json.loads(line))
+        os.write(1, answer)
         if mode == "bubblewrap":
             break
 

@@ -96,7 +96,7 @@ def fit(
 ) -> None:
     """AdamW with warm-up and cosine decay (or ``constant``); resumes from ``checkpoint`` where one lies."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
-    start, warmup, losses = 0, min(200, steps // 10), []
+    start, warmup, losses = 0, max(1, min(200, steps // 10)), []
     if checkpoint and checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(saved["model"])
