@@ -24,6 +24,7 @@ from opd_bench.sequences import Prompts, Sequences
 
 CHUNK = 4096  # response positions whose logits over the vocabulary exist at once
 CLIP = 1.0  # norm of the gradient
+NOISE = 1e-6  # a gradient of smaller norm is rounding of float32 (equal models: 2e-7), which AdamW would blow up to full steps
 
 
 @dataclass
@@ -93,11 +94,13 @@ class TorchEngine:
                 chunk.backward()
                 total += chunk.item()
             hidden_ND.backward(inner_ND.grad)
-        if not torch.nn.utils.clip_grad_norm_(self.student.parameters(), CLIP).isfinite():
+        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), CLIP)
+        if not norm.isfinite():
             raise RunError("the gradient is not finite; lower the method's lr or look at its loss")
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * lr_scale
-        self.optimizer.step()
+        if norm > NOISE:
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return Updated(total, teacher_s, time.perf_counter() - start - teacher_s)
 

@@ -264,15 +264,17 @@ def test_a_method_that_fails_late_ends_the_run_and_finished_arms_are_kept(pair_f
 
 
 def test_a_student_that_is_its_teacher_has_no_divergence_and_an_undefined_ratio(pair_folders, tmp_path, inline):
-    config = configured(pair_folders, seeds=1, student=str(pair_folders["teacher"]), methods={"opd": {"lr": 1e-9}})
+    config = configured(pair_folders, seeds=1, student=str(pair_folders["teacher"]), methods={"opd": {}, "offline_kd": {}})
     board = run(config, tmp_path / "run")
-    gap = board.cold_start.exposure
-    assert gap is not None
-    assert (gap.regret.mean, gap.per_step.mean, gap.excess.mean) == (0, 0, 0)
-    assert gap.exaccerr is None or gap.exaccerr.mean is None
-    losses = [row["loss"] for row in rows(tmp_path / "run/arms/opd/seed-0/steps.jsonl")]
-    assert losses == pytest.approx([0] * len(losses), abs=1e-6)
-    assert board.methods[0].score.mean == board.cold_start.score.mean == board.teacher.score.mean
+    for arm_or_start in (board.cold_start, *board.methods):
+        gap = arm_or_start.exposure
+        assert gap is not None
+        assert (gap.regret.mean, gap.per_step.mean, gap.excess.mean) == (0, 0, 0)
+        assert gap.exaccerr is None or gap.exaccerr.mean is None
+        assert arm_or_start.score.mean == board.teacher.score.mean
+    for method in ("opd", "offline_kd"):
+        losses = [row["loss"] for row in rows(tmp_path / f"run/arms/{method}/seed-0/steps.jsonl")]
+        assert losses == pytest.approx([0] * len(losses), abs=1e-6)
 
 
 def test_a_full_disk_is_one_line_and_the_run_ends_as_ever_when_there_is_space(pair_folders, finished, tmp_path, inline):
