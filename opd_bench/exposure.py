@@ -211,18 +211,6 @@ def gap_over_seeds(
     return {name: interval(column_D) for name, column_D in _measures(regret_D, per_step_D, length).items()}
 
 
-def gap_interval(
-    record: Divergences,
-    rng: np.random.Generator,
-    draws: int = 1000,
-    length: int | None = None,
-    ended: Ended = "zero",
-    level: float = 0.95,
-) -> dict[str, Interval | None]:
-    """``gap_over_seeds`` of one seed: bootstrap over prompts, both sides of a prompt drawn together."""
-    return gap_over_seeds([record], rng, draws, length, ended, level)
-
-
 def excess_matrix(record: Divergences, length: int | None = None) -> Array:
     """R − l·ε of each prompt (nats, finished rollouts contribute 0): N; its mean is the gap's excess.
 

@@ -11,6 +11,7 @@ A method file defines exactly one subclass of ``Method``. Its ``Config`` declare
 from __future__ import annotations
 
 import hashlib
+import inspect
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache
@@ -114,14 +115,8 @@ def find(name: str) -> Source:
     installed = {entry.name: entry for entry in entry_points(group="opd_bench.methods")}
     if name in installed:
         cls = installed[name].load()
-        return Source(name, Path(str(load_path(cls))), cls)
+        return Source(name, Path(inspect.getfile(cls)), cls)
     raise UserError(f"unknown method {name!r}{did_you_mean(name, [*shipped(), *installed])}; a file is given as path/to/mine.py")
-
-
-def load_path(cls: type) -> Path:
-    import inspect
-
-    return Path(inspect.getfile(cls))
 
 
 def _from_file(path: Path) -> Source:

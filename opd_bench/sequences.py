@@ -80,10 +80,6 @@ class Sequences:
     def response(self, row: int) -> list[int]:
         return self.ids_BT[row, self.prompt_B[row] : self.length_B[row]].tolist()
 
-    def padding_BT(self) -> torch.Tensor:
-        """1 at real tokens, 0 at padding: the attention mask."""
-        return (torch.arange(self.ids_BT.shape[1]) < self.length_B[:, None]).long()
-
 
 def concatenate(parts: list[Sequences]) -> Sequences:
     """The rows of ``parts`` one after the other."""

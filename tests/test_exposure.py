@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 
 from opd_bench.errors import UserError
-from opd_bench.exposure import Divergences, Gap, curves, excess_matrix, gap, gap_interval, gap_over_seeds
+from opd_bench.exposure import Divergences, Gap, curves, excess_matrix, gap, gap_over_seeds
 from opd_bench.statistics import Interval, claims
+
+
+def gap_interval(record, *arguments, **options):
+    """One seed: the bootstrap is over prompts alone."""
+    return gap_over_seeds([record], *arguments, **options)
 
 
 def rng(seed: int = 7) -> np.random.Generator:
