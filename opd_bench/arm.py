@@ -23,10 +23,11 @@ from opd_bench.errors import UserError
 from opd_bench.judge import Judge
 from opd_bench.ledger import Ledger
 from opd_bench.measure import divergences
-from opd_bench.models import Pair, load_pair
-from opd_bench.plan import Job
+from opd_bench.models import Pair, load_pairs
+from opd_bench.plan import TEACHER, Job
 from opd_bench.prompts import Corpus, Stream, encode_prompts
 from opd_bench.sequences import Prompts
+from opd_bench.statistics import auroc
 from opd_bench.trace import Counter
 from opd_bench.train import Progress, train
 
@@ -38,11 +39,16 @@ class Workshop:
     """All that the arms of a configuration share, loaded once per process."""
 
     config: Config
-    pair: Pair
+    pairs: list[Pair]  # a cold start each; teacher and tokenizer are the same in all
     suite: evaluate.TaskSuite
     judge: Judge
     encoded: list[tuple[str, list[int]]]
     counter: Counter
+
+    @property
+    def pair(self) -> Pair:
+        """For what does not depend on the cold start."""
+        return self.pairs[0]
 
     def exposure_prompts(self) -> Prompts:
         """The first evaluation prompts of every task, the same for all arms."""
@@ -80,10 +86,10 @@ class Workshop:
 def workshop(config_json: str) -> Workshop:
     """Load models and tasks. UserError where they do not fit together."""
     config = Config.model_validate_json(config_json)
-    pair = load_pair(model_location(config.student), model_location(config.teacher))
+    pairs = load_pairs([model_location(student) for student in config.students], model_location(config.teacher))
+    pair = pairs[0]
     suite = evaluate.load_suite(config.tasks.stem, config.tasks.coding, config.task_path)
-    text = config.judge
-    judge = Judge.from_text(pair.teacher, pair.tokenizer, question=text.question, yes=text.yes, no=text.no, max_check=text.max_check)
+    judge = Judge.from_text(pair.teacher, pair.tokenizer, **config.judge.model_dump())
     context = min(int(model.config.max_position_embeddings) for model in (pair.student, pair.teacher))
     room = context - config.max_response
     encoded = encode_prompts(suite.prompts("train"), pair.tokenizer, room)
@@ -98,7 +104,7 @@ def workshop(config_json: str) -> Workshop:
     judged = counter.max_prompt + config.max_response + counter.question_tokens + config.judge.max_check
     if judged > context:
         raise UserError(f"the judge may need {judged} tokens and the teacher's context is {context}; lower max_response or judge.max_check")
-    return Workshop(config, pair, suite, judge, encoded, counter)
+    return Workshop(config, pairs, suite, judge, encoded, counter)
 
 
 def run(config: Config, job: Job, out: Path, report: Report) -> None:
@@ -108,7 +114,7 @@ def run(config: Config, job: Job, out: Path, report: Report) -> None:
         start = time.perf_counter()
         summary = {"run_id": job.run_id, "name": job.name, "seed": job.seed, "seconds": {}}
         if job.method is None:
-            model = shop.pair.teacher if job.name == "teacher" else shop.pair.student
+            model = shop.pair.teacher if job.name == TEACHER else shop.pairs[job.start].student
         else:
             model = _train(shop, job, out, folder, summary, report)
         summary["seconds"]["train"] = time.perf_counter() - start
@@ -118,7 +124,7 @@ def run(config: Config, job: Job, out: Path, report: Report) -> None:
 
 
 def _train(shop: Workshop, job: Job, out: Path, folder: Path, summary: dict, report: Report) -> PreTrainedModel:
-    method, student = job.build(), copy.deepcopy(shop.pair.student)
+    method, student = job.build(), copy.deepcopy(shop.pairs[job.start].student)
     torch.manual_seed(job.seed)
     engine = shop.engine(job, student, method.config.lr, out / "corpus")
     bench, settings = shop.bench(engine, shop.config.limit), shop.config.evaluation
@@ -162,11 +168,29 @@ def _measure(shop: Workshop, job: Job, model: PreTrainedModel, folder: Path, sum
         rows += [{"decoding": decoding, **asdict(item)} for item in items]
     store.write_jsonl(folder / "items.jsonl", rows)
     evaluated = time.perf_counter()
+    if any(kind == "judge" for kind in summary.get("flops", ())):
+        report("auditing the judge", 0.6)
+        summary["judge_auroc"] = _judge_auroc(shop, rows)
     report("measuring exposure bias", 2 / 3)
-    if job.name != "teacher" or job.method:
+    if job.method or job.name != TEACHER:
         record = divergences(
             model, shop.pair.teacher, shop.exposure_prompts(), max_response=shop.config.max_response, eos=shop.pair.eos, seed=job.seed
         )
         store.save_divergences(folder / "divergences.npz", record)
     summary["seconds"] |= {"evaluation": evaluated - begun, "exposure": time.perf_counter() - evaluated}
     report("done", 1.0)
+
+
+def _judge_auroc(shop: Workshop, rows: list[dict]) -> dict[str, float | None]:
+    """By task, how well the judge tells the arm's own right sampled responses from its wrong ones; None where all are one or the other.
+
+    Taken on the first evaluation items of each task, as many as the exposure measurement takes.
+    """
+    prompts, found = shop.suite.prompts("test"), {}
+    for task in shop.suite.tasks:
+        written = [row for row in rows if row["decoding"] == "sampled" and row["task"] == task][: shop.config.exposure.prompts]
+        asked = [prompt for name, prompt in prompts if name == task]  # in the order of the items
+        texts = [prompt + row["response"] for prompt, row in zip(asked, written, strict=False)]
+        verdict_B = shop.judge.of(shop.pair.tokenizer(texts, add_special_tokens=False).input_ids).verdict_B
+        found[task] = auroc(verdict_B.tolist(), [row["score"] > 0.5 for row in written])
+    return found

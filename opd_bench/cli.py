@@ -81,7 +81,7 @@ def compare(
 
     board = run(settings, folder, shlex.join(["opd-bench", *sys.argv[1:]]), workers, console)
     report.show(board, console)
-    files = "leaderboard.json, leaderboard.md, ledger.jsonl, items.csv, manifest.json and three plots"
+    files = "leaderboard.json, leaderboard.md, ledger.jsonl, items.csv, manifest.json and four plots"
     console.print(f"\nWritten to {folder}/: {files}.", markup=False, highlight=False)
 
 

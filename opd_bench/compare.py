@@ -148,12 +148,16 @@ def _items(job: Job, out: Path) -> list[dict]:
 
 
 def _scores(job: Job, out: Path, decoding: str) -> dict[str, np.ndarray]:
-    """Item scores per task, in the order of the documents' hashes, so that arms pair up."""
+    return _by_task(job, out, decoding, "score")
+
+
+def _by_task(job: Job, out: Path, decoding: str, column: str) -> dict[str, np.ndarray]:
+    """A column of the item table per task, in the order of the documents' hashes, so that arms pair up."""
     rows: dict[str, dict[str, float]] = {}
     for row in _items(job, out):
         if row["decoding"] == decoding:
-            rows.setdefault(row["task"], {})[row["doc"]] = row["score"]
-    return {task: np.array([scores[doc] for doc in sorted(scores)]) for task, scores in rows.items()}
+            rows.setdefault(row["task"], {})[row["doc"]] = row[column]
+    return {task: np.array([values[doc] for doc in sorted(values)], float) for task, values in rows.items()}
 
 
 def _record(job: Job, out: Path, start: CurvePoint, run_weights: dict[str, float], curve_items: int, limit: int) -> ArmRecord:
@@ -164,6 +168,7 @@ def _record(job: Job, out: Path, start: CurvePoint, run_weights: dict[str, float
     return ArmRecord(
         method=job.name,
         seed=job.seed,
+        start=job.start,
         share_spent=spent / limit,
         flops=summary["flops"],
         tokens=summary["tokens"],
@@ -173,8 +178,14 @@ def _record(job: Job, out: Path, start: CurvePoint, run_weights: dict[str, float
         sampled=_scores(job, out, "sampled"),
         divergences=store.load_divergences(folder / "divergences.npz"),
         curve=[start, *(CurvePoint(**point) for point in summary["curve"]), end],
+        judge_auroc=_mean_known(summary.get("judge_auroc", {})),
         version=job.run_id,
     )
+
+
+def _mean_known(by_task: dict[str, float | None]) -> float | None:
+    known = [value for value in by_task.values() if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def _curve_score(job: Job, out: Path, weights: dict[str, float], items: int) -> float:
@@ -192,7 +203,7 @@ def records(config: Config, out: Path, planned: list[Job]) -> tuple[Run, list[Ar
 
     suite = load_suite(config.tasks.stem, config.tasks.coding, config.task_path)
     manifest = store.read_json(out / "manifest.json")
-    teacher, start, *arms = planned
+    (teacher, *starts), arms = ([job for job in planned if bool(job.method) == trained] for trained in (False, True))
     run = Run(
         tier=config.tier,
         command=manifest["command"],
@@ -203,14 +214,15 @@ def records(config: Config, out: Path, planned: list[Job]) -> tuple[Run, list[Ar
         stem=[task for task, group in suite.groups.items() if group == "stem"],
         coding=[task for task, group in suite.groups.items() if group == "coding"],
         teacher=_scores(teacher, out, "greedy"),
-        cold_start=_scores(start, out, "greedy"),
         teacher_sampled=_scores(teacher, out, "sampled"),
-        cold_start_sampled=_scores(start, out, "sampled"),
-        cold_start_divergences=store.load_divergences(start.folder(out) / "divergences.npz"),
+        cold_starts=[_scores(start, out, "greedy") for start in starts],
+        cold_starts_sampled=[_scores(start, out, "sampled") for start in starts],
+        cold_starts_divergences=[store.load_divergences(start.folder(out) / "divergences.npz") for start in starts],
+        steps=_by_task(teacher, out, "greedy", "steps"),
     )
     items = config.evaluation.curve_items
-    origin = CurvePoint(0.0, 0, _curve_score(start, out, run.weights, items))
-    return run, [_record(job, out, origin, run.weights, items, config.limit) for job in arms]
+    origins = [CurvePoint(0.0, 0, _curve_score(start, out, run.weights, items)) for start in starts]
+    return run, [_record(job, out, origins[job.start], run.weights, items, config.limit) for job in arms]
 
 
 def publish(config: Config, out: Path, planned: list[Job]) -> Leaderboard:
@@ -218,7 +230,7 @@ def publish(config: Config, out: Path, planned: list[Job]) -> Leaderboard:
     run, arms = records(config, out, planned)
     board = leaderboard.assemble(run, arms, draws=config.exposure.draws)
     names = list(dict.fromkeys(arm.method for arm in arms))
-    plots.draw(board, arms, names, config.evaluation.curve_items, out)
+    plots.draw(board, run, arms, names, config.evaluation.curve_items, out)
     trained = [job for job in planned if job.method]
     charges = (
         {"method": job.name, "seed": job.seed, **row} for job in trained for row in store.read_jsonl(job.folder(out) / "ledger.jsonl")
@@ -234,7 +246,8 @@ def publish(config: Config, out: Path, planned: list[Job]) -> Leaderboard:
 def _item_table(out: Path, planned: list[Job]) -> str:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(("method", "seed", "decoding", "task", "doc", "score"))
+    columns = ("decoding", "task", "doc", "steps", "score")
+    table.writerow(("method", "seed", "start", *columns))
     for job in planned:
-        table.writerows((job.name, job.seed, row["decoding"], row["task"], row["doc"], row["score"]) for row in _items(job, out))
+        table.writerows((job.name, job.seed, job.start, *(row[column] for column in columns)) for row in _items(job, out))
     return text.getvalue()

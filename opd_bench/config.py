@@ -42,6 +42,7 @@ class JudgeText(_Part):
     yes: str
     no: str
     max_check: int = Field(gt=0, description="tokens the judge may write")
+    at_random: bool = Field(False, description="a control: the same checks at the same cost, verdicts drawn by lot")
 
 
 class Evaluation(_Part):
@@ -58,7 +59,7 @@ class Exposure(_Part):
 
 class Config(_Part):
     tier: str
-    student: str
+    students: list[str] = Field(min_length=1, description="cold starts of one architecture; seed k begins from the (k mod their number)-th")
     teacher: str
     tasks: Tasks
     seeds: int = Field(8, ge=1)

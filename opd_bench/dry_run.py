@@ -48,7 +48,7 @@ def show_plan(config: Config, out: Path, workers: int, console: Console) -> None
 def _seconds_per_flop(shop: arm.Workshop, job: Job) -> float:
     method = job.build()
     with tempfile.TemporaryDirectory() as folder:
-        engine = shop.engine(job, copy.deepcopy(shop.pair.student), method.config.lr, Path(folder))
+        engine = shop.engine(job, copy.deepcopy(shop.pairs[job.start].student), method.config.lr, Path(folder))
         bench = shop.bench(engine, shop.config.limit)
         bench.batch = full_batch(method)
         start = time.perf_counter()

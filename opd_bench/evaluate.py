@@ -50,6 +50,7 @@ class Item:
     doc: str
     score: float
     response: str  # empty where the task compares likelihoods
+    steps: int | None = None  # how many the document says its problem needs
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def first_metric(task: Task, name: str, rows: list[dict[str, Any]]) -> list[Item
         raise UserError(f"metric {metric!r} of task {name!r} has no value per document; choose another task")
     responses = [row["resps"][0][0] for row in chosen]
     return [
-        Item(name, row["doc_hash"], float(row[metric]), response if isinstance(response, str) else "")
+        Item(name, row["doc_hash"], float(row[metric]), response if isinstance(response, str) else "", row["doc"].get("steps"))
         for row, response in zip(chosen, responses, strict=True)
     ]
 

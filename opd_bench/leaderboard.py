@@ -9,8 +9,8 @@ macro score, higher is better; it makes the ranks) and "excess" (R − l·ε in 
 note says why. After an edit of the models, ``python -m opd_bench.leaderboard`` writes the shipped schema anew.
 
 Shapes: S seeds, N items of a task or prompts of the exposure measurement.
-Limits: the teacher and the cold start are single models, so their intervals are over items only; they are normal: no width at
-a score of 0 or 1, and near it they reach beyond.
+Limits: the teacher and the cold starts are given, not drawn, so their intervals are over items only; they are normal: no width
+at a score of 0 or 1, and near it they reach beyond. Several cold starts are averaged over; each claim says what it is from each.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from opd_bench import exposure, statistics
 from opd_bench.errors import RunError, UserError
 
 SCHEMA_FILE = Path(__file__).with_name("leaderboard.schema.json")
-SCOPE = "Claims hold for this student, this teacher, these tasks and this one cold start."
+JUDGE_SKILL = 0.6  # AUROC below which a judge is said to have none
+SCOPE = "Claims hold for this student, this teacher, these tasks and "
 
 
 # ---- what is measured -------------------------------------------------------------------------------------------------------------
@@ -52,6 +53,7 @@ class ArmRecord:
 
     method: str
     seed: int
+    start: int  # which cold start it began from
     share_spent: float  # of the binding budget
     flops: dict[str, int]  # by kind of charge
     tokens: dict[str, int]
@@ -61,12 +63,13 @@ class ArmRecord:
     sampled: dict[str, np.ndarray]
     divergences: exposure.Divergences
     curve: list[CurvePoint]
+    judge_auroc: float | None = None  # mean over tasks; None where no judge was asked
     version: str | None = None  # of the method's source
 
 
 @dataclass(frozen=True)
 class Run:
-    """What all arms share: budget, seeds, tasks, and the two models every method is compared with (N item scores per task)."""
+    """What all arms share: budget, seeds, tasks, and the models every method is compared with (N item scores per task)."""
 
     tier: str
     command: str
@@ -77,10 +80,11 @@ class Run:
     stem: list[str]
     coding: list[str]
     teacher: dict[str, np.ndarray]
-    cold_start: dict[str, np.ndarray]
     teacher_sampled: dict[str, np.ndarray]
-    cold_start_sampled: dict[str, np.ndarray]
-    cold_start_divergences: exposure.Divergences | None
+    cold_starts: list[dict[str, np.ndarray]]
+    cold_starts_sampled: list[dict[str, np.ndarray]]
+    cold_starts_divergences: list[exposure.Divergences]
+    steps: dict[str, np.ndarray]  # that each item's problem needs; NaN where its task does not say
 
     @property
     def weights(self) -> dict[str, float]:
@@ -121,7 +125,7 @@ class Exposure(_Model):
 
 
 class Reference(_Model):
-    """The teacher or the cold start; ``exposure`` is null where it was not measured or is undefined."""
+    """The teacher, or the mean of the cold starts; ``exposure`` is null where it was not measured or is undefined."""
 
     score: Estimate
     sampled: Estimate
@@ -148,6 +152,7 @@ class Method(Reference):
     spent: Spent
     wall_s: float
     saw: list[str]
+    judge_auroc: Number
 
 
 class Claim(_Model):
@@ -162,6 +167,7 @@ class Claim(_Model):
     p: float
     p_holm: float
     claimed: bool
+    by_start: list[Number]  # the difference from each cold start
 
 
 class Budget(_Model):
@@ -239,12 +245,19 @@ def assemble(run: Run, arms: list[ArmRecord], draws: int = 1000) -> Leaderboard:
     sampled = {name: _matrices(run, group, "sampled") for name, group in by_method.items()}
     excess = {name: {"prompts": np.stack([exposure.excess_matrix(arm.divergences) for arm in group])} for name, group in by_method.items()}
     matched = [name for name, group in by_method.items() if all(0.99 <= arm.share_spent <= 1 for arm in group)]
-    claims = [
-        claim if claim.a in matched and claim.b in matched else replace(claim, claimed=False)
-        for claim in statistics.claims("score", greedy, run.weights, better="higher")
-        + statistics.claims("excess", excess, {"prompts": 1.0}, better="lower")
+    start_S = np.array([arm.start for arm in next(iter(by_method.values()))])
+    claims, by_start = [], []
+    families: list[tuple[str, Any, dict[str, float], statistics.Better]] = [
+        ("score", greedy, run.weights, "higher"),
+        ("excess", excess, {"prompts": 1.0}, "lower"),
     ]
-    headroom = _over_items({task: run.teacher[task] - run.cold_start[task] for task in run.weights}, run.weights)
+    for family, scores, weights, better in families:
+        seed_means = {name: statistics.seed_means(tasks, weights) for name, tasks in scores.items()}
+        for claim in statistics.claims(family, scores, weights, better):
+            claims.append(replace(claim, claimed=claim.claimed and {claim.a, claim.b} <= {*matched}))
+            by_start.append(_by_start(seed_means[claim.a] - seed_means[claim.b], start_S))
+    start = _mean_of(run.cold_starts)
+    headroom = _over_items({task: run.teacher[task] - start[task] for task in run.weights}, run.weights)
     has_headroom = headroom.low is not None and headroom.low > 0
     score_claims = [claim for claim in claims if claim.family == "score" and claim.claimed]
     ranks = statistics.ranks(matched, score_claims, "higher") if has_headroom else {}
@@ -263,21 +276,29 @@ def assemble(run: Run, arms: list[ArmRecord], draws: int = 1000) -> Leaderboard:
                 "tokens": _mean_by_kind([arm.tokens for arm in group]),
             },
             "wall_s": _mean([arm.wall_s for arm in group]),
+            "judge_auroc": _mean_or_none([arm.judge_auroc for arm in group]),
             "saw": list(dict.fromkeys(saw for arm in group for saw in arm.saw)),
         }
         for name, group in by_method.items()
     ]
     methods.sort(key=lambda method: (method["rank"] is None, method["rank"] or 0, -method["score"].mean))
     teacher = {**_scores(run, run.teacher, run.teacher_sampled, _over_items), "exposure": None}
-    start_gap = None if run.cold_start_divergences is None else _gap([run.cold_start_divergences], draws)
-    cold_start = {**_scores(run, run.cold_start, run.cold_start_sampled, _over_items), "exposure": start_gap}
+    start_gap = _gap(run.cold_starts_divergences, draws) if run.cold_starts_divergences else None
+    cold_start = {**_scores(run, start, _mean_of(run.cold_starts_sampled), _over_items), "exposure": start_gap}
 
-    notes = [SCOPE, *_claimable(len(run.seeds), len(by_method))]
+    count = len(run.cold_starts)
+    notes = [SCOPE + ("this one cold start." if count == 1 else f"the mean of these {count} cold starts.")]
+    notes += _claimable(len(run.seeds), len(by_method))
     if not has_headroom:
         notes.append(
             f"No headroom: the teacher's score ({teacher['score'].mean:.3f}) is not clearly above the cold start's "
             f"({cold_start['score'].mean:.3f}), so no method is ranked."
         )
+    notes += [
+        f"{method['name']}'s judge hardly tells right from wrong (AUROC {method['judge_auroc']:.2f}): its verdicts taught nothing."
+        for method in methods
+        if (method["judge_auroc"] or 1) < JUDGE_SKILL
+    ]
     notes += [
         f"{name} spent {arm.share_spent:.1%} of the budget with seed {arm.seed}, outside 99–100 %: its rank and its claims are withheld."
         for name, group in by_method.items()
@@ -296,10 +317,20 @@ def assemble(run: Run, arms: list[ArmRecord], draws: int = 1000) -> Leaderboard:
             "teacher": teacher,
             "cold_start": cold_start,
             "methods": methods,
-            "claims": claims,
+            "claims": [{**vars(claim), "by_start": starts} for claim, starts in zip(claims, by_start, strict=True)],
             "notes": notes,
         }
     )
+
+
+def _by_start(difference_S: np.ndarray, start_S: np.ndarray) -> list[float]:
+    """The mean difference over the seeds of each cold start."""
+    return [float(difference_S[start_S == start].mean()) for start in sorted(set(start_S.tolist()))]
+
+
+def _mean_of(models: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Item scores averaged over models."""
+    return {task: np.mean([scores[task] for scores in models], axis=0) for task in models[0]}
 
 
 def _by_method(run: Run, arms: list[ArmRecord]) -> dict[str, list[ArmRecord]]:
@@ -363,6 +394,11 @@ def _claimable(seeds: int, methods: int) -> list[str]:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
+
+
+def _mean_or_none(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return _mean(known) if known else None
 
 
 def _mean_by_kind(counts: list[dict[str, int]]) -> dict[str, int]:

@@ -35,7 +35,7 @@ class Method(ABC):
 
         model_config = ConfigDict(extra="forbid", frozen=True)
 
-        lr: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
+        lr: float = Field(1e-3, ge=0, description="peak learning rate of AdamW; 0 trains nothing (a control)")
         batch: int = Field(32, ge=1, description="sequences per step")
 
     config: Config

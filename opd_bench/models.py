@@ -57,9 +57,19 @@ def load_tokenizer(location: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_pair(student: str, teacher: str) -> Pair:
-    """Both models and the student's tokenizer. UserError unless vocabulary and EOS agree."""
-    tokenizer, other = load_tokenizer(student), load_tokenizer(teacher)
+def load_pairs(students: list[str], teacher: str) -> list[Pair]:
+    """Each student with the teacher, which is loaded once. UserError unless vocabulary and EOS agree and students have one shape."""
+    expert, other = load_model(teacher), load_tokenizer(teacher)
+    pairs = [_pair(student, expert, other) for student in students]
+    shapes = [{name: tuple(weight.shape) for name, weight in pair.student.named_parameters()} for pair in pairs]
+    for student, shape in zip(students, shapes, strict=True):
+        if shape != shapes[0]:
+            raise UserError(f"the cold starts {students[0]} and {student} differ in shape; compare methods on students of one architecture")
+    return pairs
+
+
+def _pair(student: str, expert: PreTrainedModel, other: PreTrainedTokenizerBase) -> Pair:
+    tokenizer = load_tokenizer(student)
     if tokenizer.get_vocab() != other.get_vocab():
         raise UserError(
             f"student and teacher have different vocabularies ({len(tokenizer)} and {len(other)} tokens, "
@@ -69,7 +79,7 @@ def load_pair(student: str, teacher: str) -> Pair:
         raise UserError(
             f"student and teacher end with different tokens, {tokenizer.eos_token!r} and {other.eos_token!r}; give both the same eos_token"
         )
-    pair = Pair(load_model(student), load_model(teacher), tokenizer)
+    pair = Pair(load_model(student), expert, tokenizer)
     for role, model in (("student", pair.student), ("teacher", pair.teacher)):
         if model.config.vocab_size != len(tokenizer):
             raise UserError(f"the {role} has {model.config.vocab_size} output columns for {len(tokenizer)} tokens; resize its embeddings")

@@ -21,25 +21,30 @@ MODULES = (
     *("arm", "bench", "engine", "evaluate", "flops", "judge", "ledger", "losses", "measure", "methods", "models", "prompts", "rollouts"),
     *("sandbox", "sandbox_worker", "sequences", "trace", "train"),
 )
-REFERENCES = ("teacher", "cold_start")
+TEACHER, COLD_START = "teacher", "cold_start"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One arm (a method and a seed), or one of the two references that are only evaluated."""
+    """One arm (a method and a seed), or a reference that is only evaluated: the teacher, or a cold start."""
 
     name: str
-    seed: int
+    seed: int  # of a cold start: its place among the students
+    start: int  # the student it begins from, or is
     method: str | None  # None for a reference
     options: tuple[tuple[str, object], ...]
     run_id: str
 
     @property
     def label(self) -> str:
-        return f"{self.name} seed {self.seed}" if self.method else self.name.replace("_", " ")
+        if self.method:
+            return f"{self.name} seed {self.seed}"
+        return self.name if self.name == TEACHER else f"cold start {self.start}"
 
     def folder(self, out: Path) -> Path:
-        return out / "arms" / (f"{self.name}/seed-{self.seed}" if self.method else f"_{self.name}")
+        if self.method:
+            return out / "arms" / self.name / f"seed-{self.seed}"
+        return out / "arms" / (f"_{self.name}" if self.name == TEACHER else f"_{self.name}-{self.start}")
 
     def build(self) -> Method:
         assert self.method
@@ -61,24 +66,28 @@ def jobs(config: Config) -> list[Job]:
     if not config.task_path.is_dir():
         raise UserError(f"no task folder {config.task_path}")
     common = {
-        "config": config.model_dump(exclude={"tier", "seeds", "methods"}),
-        "student": weights_digest(model_location(config.student)),
+        "config": config.model_dump(exclude={"tier", "seeds", "methods", "students"}),
         "teacher": weights_digest(model_location(config.teacher)),
         "modules": _digest_files([PACKAGE / f"{name}.py" for name in MODULES]),
         "tasks": _digest_files([path for path in config.task_path.rglob("*") if path.suffix in (".py", ".yaml")]),
     }
 
-    def job(name: str, seed: int, method: str | None, options: dict) -> Job:
-        own = {"name": name, "seed": seed, "options": options, "source": find(method).digest if method else None}
-        identity = json.dumps({**common, **own}, sort_keys=True, default=str)
-        return Job(name, seed, method, tuple(sorted(options.items())), hashlib.sha256(identity.encode()).hexdigest()[:16])
+    students = [weights_digest(model_location(student)) for student in config.students]
 
-    planned = [job(name, 0, None, {}) for name in REFERENCES]
+    def job(name: str, seed: int, method: str | None, options: dict) -> Job:
+        start = seed % len(students)
+        source = find(method).digest if method else None
+        own = {"name": name, "seed": seed, "student": students[start], "options": options, "source": source}
+        identity = json.dumps({**common, **own}, sort_keys=True, default=str)
+        return Job(name, seed, start, method, tuple(sorted(options.items())), hashlib.sha256(identity.encode()).hexdigest()[:16])
+
+    used = range(min(config.seeds, len(students)))
+    planned = [job(TEACHER, 0, None, {}), *(job(COLD_START, number, None, {}) for number in used)]
     for name, options in config.methods.items():
         options = dict(options)
         method = options.pop("method", name)
         label = Path(name).stem if name.endswith(".py") else name
-        if label in REFERENCES or any(other.name == label for other in planned):
+        if any(other.name == label for other in planned):
             raise UserError(f"two arms are called {label!r}; rename one")
         find(method).build(options)
         planned += [job(label, seed, method, options) for seed in range(config.seeds)]

@@ -1,6 +1,6 @@
-"""The three figures of a leaderboard, as PNG files whose bytes depend on the data alone.
+"""The figures of a leaderboard, as PNG files whose bytes depend on the data alone.
 
-    draw(board, arms, ["sft", "offline_kd", "opd"], 60, folder)
+    draw(board, run, arms, ["sft", "offline_kd", "opd"], 60, folder)
 
 ``methods`` fixes the colours: a method keeps its colour in every figure and every leaderboard drawn with the same list. The colours are
 Okabe and Ito's without yellow and black; markers repeat what they say. Known limit: colours repeat after six methods, markers after five.
@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from opd_bench import exposure
-from opd_bench.leaderboard import ArmRecord, Estimate, Leaderboard
+from opd_bench.leaderboard import ArmRecord, Estimate, Leaderboard, Run
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 MARKERS = ["o", "s", "^", "D", "v"]
@@ -29,7 +29,7 @@ PREFIXES = {"student": "own prefixes", "teacher": "teacher prefixes"}
 FEWEST_ALIVE = 0.05  # positions with a smaller share of living rollouts are too noisy to draw
 
 
-def draw(board: Leaderboard, arms: list[ArmRecord], methods: list[str], curve_items: int, folder: Path) -> list[Path]:
+def draw(board: Leaderboard, run: Run, arms: list[ArmRecord], methods: list[str], curve_items: int, folder: Path) -> list[Path]:
     """Write the figures of ``board`` into ``folder`` and return their paths.
 
     ``methods`` is the order of the colours, ``curve_items`` how many items of each task the arms' curves were scored on.
@@ -37,6 +37,7 @@ def draw(board: Leaderboard, arms: list[ArmRecord], methods: list[str], curve_it
     figures = {
         "score_by_method.png": score_by_method(board, methods),
         "score_vs_compute.png": score_vs_compute(arms, methods, curve_items),
+        "score_by_steps.png": score_by_steps(run, arms, methods),
         "divergence_by_position.png": divergence_by_position(arms, methods),
     }
     for name, figure in figures.items():
@@ -91,6 +92,38 @@ def score_vs_compute(arms: list[ArmRecord], methods: list[str], curve_items: int
     return _titled(
         figure, f"First {curve_items} items of each task; no cooldown before the last point. Band: lowest to highest seed.", axes
     )
+
+
+def score_by_steps(run: Run, arms: list[ArmRecord], methods: list[str]) -> Figure:
+    """Greedy score against the number of steps a problem needs, a panel per task; tasks that do not say are left out."""
+    tasks = [task for task in run.weights if np.isfinite(run.steps[task]).all()]
+    rows = max(1, -(-len(tasks) // 2))
+    figure = _figure(0.9 + 2.3 * rows)
+    panels = list(figure.subplots(rows, 2, sharey=True, squeeze=False).flat)
+    for panel, task in zip(panels, tasks, strict=False):
+        steps_N = run.steps[task]
+        levels = np.unique(steps_N)
+
+        def means(scores_SN: np.ndarray, steps_N: np.ndarray = steps_N, levels: np.ndarray = levels) -> np.ndarray:
+            return np.stack([scores_SN[:, steps_N == level].mean(axis=1) for level in levels])
+
+        for name in methods:
+            score_LS = means(np.stack([arm.greedy[task] for arm in arms if arm.method == name]))
+            colour, marker = style(methods, name)
+            panel.fill_between(levels, score_LS.min(axis=1), score_LS.max(axis=1), color=colour, alpha=0.15, linewidth=0)
+            panel.plot(levels, score_LS.mean(axis=1), color=colour, marker=marker, markersize=5, label=name)
+        panel.plot(levels, means(run.teacher[task][None]).mean(axis=1), "--", color=GREY, linewidth=1.2, label="teacher")
+        starts_SN = np.stack([scores[task] for scores in run.cold_starts])
+        panel.plot(levels, means(starts_SN).mean(axis=1), ":", color=GREY, linewidth=1.2, label="cold start")
+        panel.set_title(task.removeprefix("opd_bench_"), fontsize=10)
+        panel.set_xticks(levels)
+        panel.set_ylim(-0.02, 1.02)
+        panel.grid(alpha=0.3)
+    for panel in panels[len(tasks) :]:
+        panel.set_visible(False)
+    figure.supxlabel("Steps the problem needs", fontsize=10)
+    figure.supylabel("Greedy score (fraction solved)", fontsize=10)
+    return _titled(figure, "Band: lowest to highest seed.", panels[0])
 
 
 def divergence_by_position(arms: list[ArmRecord], methods: list[str]) -> Figure:

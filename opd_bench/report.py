@@ -22,6 +22,7 @@ EXPOSURE_TITLE = "Exposure bias (nats; R − l·ε: added by own prefixes, lower
 FIGURES = {  # written by opd_bench.plots
     "score_by_method.png": "Score by method",
     "score_vs_compute.png": "Score against compute spent",
+    "score_by_steps.png": "Score against the number of steps",
     "divergence_by_position.png": "Divergence by position",
 }
 REFERENCES = ("teacher", "cold start")
@@ -59,6 +60,8 @@ def sentence(claim: Claim) -> str:
     interval = f" [{number(claim.low, digits)}, {number(claim.high, digits)}]" if claim.low is not None else " (no interval)"
     difference = number(claim.difference, digits, sign=True) + unit + interval
     p = "p_holm <.001" if claim.p_holm < 0.0005 else f"p_holm {number(claim.p_holm)}"
+    if len(claim.by_start) > 1:
+        p += f" (by cold start {', '.join(number(value, digits, sign=True) for value in claim.by_start)})"
     what, better = ("R − l·ε: ", "<") if claim.family == "excess" else ("", ">")
     if claim.claimed:
         return f"{what}{claim.a} {better} {claim.b} by {difference}, {p}: claimed"
@@ -105,7 +108,11 @@ def exposure_rows(board: Leaderboard) -> list[list[str]]:
         nats = [estimate(value, 2) for value in (gap.regret, gap.per_step, gap.excess)]
         return [name, *nats, estimate(gap.exaccerr, 0, " %"), saw]
 
-    methods = [row(method.name, method, ", ".join(method.saw) or NONE) for method in board.methods]
+    def saw(method: Method) -> str:
+        skill = "" if method.judge_auroc is None else f" (AUROC {number(method.judge_auroc, 2)})"
+        return ", ".join(method.saw).replace("judge", f"judge{skill}") or NONE
+
+    methods = [row(method.name, method, saw(method)) for method in board.methods]
     return [*methods, row("cold start", board.cold_start, "")]
 
 

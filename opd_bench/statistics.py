@@ -155,6 +155,12 @@ def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
     return Interval(successes / n, float(bounds.low), float(bounds.high))
 
 
+def auroc(verdicts: Sequence[float], right: Sequence[bool]) -> float | None:
+    """How often a right answer's verdict exceeds a wrong one's, ties by half: 0.5 is chance. None where all are right or all wrong."""
+    good, bad = ([verdict for verdict, truth in zip(verdicts, right, strict=True) if truth == side] for side in (True, False))
+    return float(stats.mannwhitneyu(good, bad).statistic) / (len(good) * len(bad)) if good and bad else None
+
+
 def smallest_p(seeds: int) -> float:
     """The least p a two-sided sign-flip test over ``seeds`` can give."""
     return 2 / 2**seeds

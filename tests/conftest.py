@@ -20,7 +20,6 @@ from opd_bench.flops import flop_count
 from opd_bench.judge import Judge
 from opd_bench.ledger import Ledger
 from opd_bench.prompts import Corpus, Stream
-from opd_bench.resources import task_module
 from opd_bench.trace import Counter
 
 VOCABULARY, EOS, YES, NO, RESPONSE = 11, 1, 4, 5, 6
@@ -28,7 +27,7 @@ VOCABULARY, EOS, YES, NO, RESPONSE = 11, 1, 4, 5, 6
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
-    return train_tokenizer(tokenizer_texts([task_module("arithmetic"), task_module("functions")], 100))
+    return train_tokenizer(tokenizer_texts(100))
 
 
 @pytest.fixture(scope="session")

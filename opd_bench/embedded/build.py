@@ -1,8 +1,8 @@
-"""Rebuilding the embedded teacher, student and tokenizer from a seed.
+"""Rebuilding the embedded teacher, students and tokenizer from a seed.
 
     opd-bench build-embedded rebuilt/
 
-The teacher learns from generated documents (`corpus.py`); the student is cold-started on texts sampled from the
+The teacher learns from generated documents (`corpus.py`); each student is cold-started on texts sampled from the
 teacher, until it solves a set share of what the teacher solves, on every task. A build that was interrupted goes on
 where it stopped; other thread counts or library versions give other weights of the same quality.
 """
@@ -13,7 +13,6 @@ import json
 import random
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
@@ -22,62 +21,56 @@ from rich.console import Console
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from opd_bench.embedded import measures
-from opd_bench.embedded.corpus import CHECKING, SOLVING, documents, tokenizer_texts
-from opd_bench.embedded.fit import Example, batches, clock, deepen, encode, fit, new_llama
+from opd_bench.embedded.corpus import TASKS, documents, tokenizer_texts
+from opd_bench.embedded.fit import Example, batches, clock, encode, fit, new_llama
 from opd_bench.embedded.tokenizer import train_tokenizer
 from opd_bench.models import eos_id
 from opd_bench.resources import task_module
 from opd_bench.rollouts import sample
 from opd_bench.sequences import Prompts
 
-TASKS = ("arithmetic", "functions")
-TEACHER_WIDTH, TEACHER_LAYERS = 160, 3
-SOLVING_STEPS, CHECKING_STEPS = 9000, 4000  # the second stage with one more layer
-STUDENT_WIDTH, STUDENT_LAYERS = 96, 2
-BATCH_TOKENS, LR = 4096, 1e-3
-TEXTS = 4000  # teacher texts per task the student is cold-started on
-ROUND = 50  # steps between two looks at the student
+TEACHER_WIDTH, TEACHER_LAYERS = 160, 4
+TEACHER_STEPS, TEACHER_LR, COOLDOWN = 9_000, 4e-3, 0.35
+STUDENTS = 3
+STUDENT_WIDTH, STUDENT_LAYERS, STUDENT_LR = 96, 2, 1e-3
+BATCH_TOKENS = 4096
+TEXTS = 4000  # teacher texts per task a student is cold-started on
+ROUND = 50  # steps between two looks at a student
 COLD = 0.45  # share of the teacher's greedy score at which a task is left alone
 MOST_ROUNDS = 200
 
 
 def build(out: Path, seed: int, console: Console, shorten: int = 1) -> None:
-    """Write ``teacher/`` and ``student/`` (weights, config, tokenizer) and ``measured.json`` into ``out``.
+    """Write ``teacher/`` and ``student-<k>/`` (weights, config, tokenizer) and ``measured.json`` into ``out``.
 
-    ``shorten`` divides the teacher's steps and the student's texts, for a trial.
+    ``shorten`` divides the teacher's steps and the students' texts, for a trial.
     """
     out.mkdir(parents=True, exist_ok=True)
     elapsed = clock()
-    tokenizer = train_tokenizer(tokenizer_texts([task_module(name) for name in TASKS]))
-    teacher = build_teacher(out, tokenizer, seed, shorten, console)
-    student = cold_start(teacher, tokenizer, seed, max(1, TEXTS // shorten), console)
-    for name, model in (("teacher", teacher), ("student", student)):
-        save(model, tokenizer, out / name)
-    report = asdict(measures.measure(teacher, student, tokenizer)) | {"seed": seed, "shortened": shorten}
+    tokenizer = train_tokenizer(tokenizer_texts())
+    teacher = build_teacher(out, tokenizer, seed, TEACHER_STEPS // shorten, console)
+    save(teacher, tokenizer, out / "teacher")
+    students = [cold_start(teacher, tokenizer, seed + number, max(1, TEXTS // shorten), console) for number in range(STUDENTS)]
+    for number, student in enumerate(students):
+        save(student, tokenizer, out / f"student-{number}")
+    report = measures.measure(teacher, students, tokenizer) | {"seed": seed, "shortened": shorten}
     (out / "measured.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     console.print(report)
     console.print(f"Built in {elapsed()}.")
 
 
-def build_teacher(out: Path, tokenizer: PreTrainedTokenizerFast, seed: int, shorten: int, console: Console) -> LlamaForCausalLM:
-    """First to solve; then, one layer deeper, to notice what is wrong: on the way and in answers it judges."""
-    teacher = new_llama(TEACHER_WIDTH, TEACHER_LAYERS, tokenizer, seed)
-    for number, (name, mix, steps) in enumerate((("solving", SOLVING, SOLVING_STEPS), ("checking", CHECKING, CHECKING_STEPS))):
-        if number:
-            torch.manual_seed(seed)
-            teacher = deepen(teacher)
-        steps, elapsed = steps // shorten, clock()
-        examples = (encode(prompt, document, tokenizer) for prompt, document in documents(seed + 100 * number, mix))
-        fit(
-            teacher,
-            batches(examples, BATCH_TOKENS, random.Random(seed + number)),
-            steps,
-            LR,
-            checkpoint=out / f"teacher-{name}-{steps}.checkpoint",
-            report=lambda step, loss, name=name, steps=steps, elapsed=elapsed: console.print(
-                f"teacher, {name}: step {step} of {steps}, loss {loss:.3f}, {elapsed()}"
-            ),
-        )
+def build_teacher(out: Path, tokenizer: PreTrainedTokenizerFast, seed: int, steps: int, console: Console) -> LlamaForCausalLM:
+    teacher, elapsed = new_llama(TEACHER_WIDTH, TEACHER_LAYERS, tokenizer, seed), clock()
+    examples = (encode(prompt, document, tokenizer) for prompt, document in documents(seed))
+    fit(
+        teacher,
+        batches(examples, BATCH_TOKENS, random.Random(seed)),
+        steps,
+        TEACHER_LR,
+        cooldown=COOLDOWN,
+        checkpoint=out / f"teacher-{steps}.checkpoint",
+        report=lambda step, loss: console.print(f"teacher: step {step} of {steps}, loss {loss:.4f}, {elapsed()}"),
+    )
     return teacher
 
 
@@ -113,7 +106,7 @@ def cold_start(
             while True:
                 yield rng.choice(texts[rng.choice(tasks)])
 
-        fit(student, batches(draws(), BATCH_TOKENS, rng), ROUND, LR, constant=True)
+        fit(student, batches(draws(), BATCH_TOKENS, rng), ROUND, STUDENT_LR)
     raise RuntimeError(f"the student did not reach {goal} in {MOST_ROUNDS} rounds: {score}")
 
 

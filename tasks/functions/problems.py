@@ -13,13 +13,15 @@ of operations. The split is a hash of that identity, so training, validation and
 tests come from evaluating the operations directly, never from running the reference text.
 """
 
-import hashlib
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-SPLIT_SIZES = {"train": 12_000, "validation": 250, "test": 250}
-SPLIT_SEEDS = {"train": 21, "validation": 22, "test": 23}
+from opd_bench import procedural
+
+VERSION = "1.0"
+SIZES = {"train": 12_000, "validation": 250, "test": 250}
+SEEDS = {"train": 21, "validation": 22, "test": 23}
 OPERATIONS = (2, 3, 4)
 TESTS = 6
 
@@ -88,11 +90,6 @@ class Problem:
     def solution(self) -> str:
         return "\n".join(["def f(a):", *(op.line for op in self.operations), f"    return {RETURN[self.returns][1]}"])
 
-    @property
-    def split(self) -> str:
-        bucket = hashlib.sha256(self.identity.encode()).digest()[0] % 16
-        return {0: "test", 1: "validation"}.get(bucket, "train")
-
     def __call__(self, values: list[int]) -> object:
         """What a correct ``f`` returns for ``values``."""
         for operation in self.operations:
@@ -143,32 +140,15 @@ def draw(rng: random.Random) -> Problem:
 
 def problems(split: str, seed: int) -> Iterator[Problem]:
     """Endless distinct problems of one split; those to be scored on have results that vary."""
-    rng, seen = random.Random(f"functions/{split}/{seed}"), set()
-    while True:
-        problem = draw(rng)
-        if problem.split == split and problem.identity not in seen and (split == "train" or not problem.constant):
-            seen.add(problem.identity)
-            yield problem
+    drawn = procedural.distinct(draw, "functions", split, seed)
+    return (problem for problem in drawn if split == "train" or not problem.constant)
+
+
+def row(problem: Problem, split: str) -> dict:
+    """What lm-eval's documents hold besides prompt and solution; training problems need no tests."""
+    return {"steps": len(problem.operations), "tests": [] if split == "train" else problem.hidden_tests()}
 
 
 def load(**_: object) -> dict:
-    """The data set lm-eval asks for: ``{split: datasets.Dataset}``. Only test and validation problems carry tests."""
-    from itertools import islice
-
-    import datasets
-
-    return {
-        split: datasets.Dataset.from_list(
-            [
-                {
-                    "identity": p.identity,
-                    "prompt": p.prompt,
-                    "solution": p.solution,
-                    "steps": len(p.operations),
-                    "tests": [] if split == "train" else p.hidden_tests(),
-                }
-                for p in islice(problems(split, SPLIT_SEEDS[split]), size)
-            ]
-        )
-        for split, size in SPLIT_SIZES.items()
-    }
+    """The data set lm-eval asks for: ``{split: datasets.Dataset}``."""
+    return procedural.data_sets(problems, row, SEEDS, SIZES)
