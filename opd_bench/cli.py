@@ -30,7 +30,11 @@ Examples:
 
     opd-bench compare              # two CPU cores, no network
 
+    opd-bench compare --quick      # two seeds from one cold start, in three minutes
+
     opd-bench compare --smoke      # everything once, in a minute
+
+    opd-bench compare --controls   # comparisons whose outcome is known beforehand
 
     opd-bench compare --dry-run    # the plan and its cost
 
@@ -50,6 +54,8 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="results folder; default results/TIER-HASH, the hash of the configuration")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="arms side by side; default one per core")] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="run everything at a size that ends in under 60 seconds")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="two seeds from one cold start, in about three minutes")] = False,
+    controls: Annotated[bool, typer.Option("--controls", help="check the instrument: comparisons whose outcome is known")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and its cost, train nothing")] = False,
     unsafe_code: Annotated[bool, typer.Option("--unsafe-code", help="run generated code even where it cannot be isolated")] = False,
 ) -> None:
@@ -57,18 +63,23 @@ def compare(
 
     The same command again resumes; a finished comparison returns at once.
     """
-    from opd_bench.config import TIERS, load, read_yaml
+    from opd_bench.config import load, read_yaml, size
 
+    sizes = [name for name, chosen in (("smoke", smoke), ("quick", quick), ("controls", controls)) if chosen]
+    if len(sizes) > 1:
+        raise UserError(f"--{sizes[0]} and --{sizes[1]} exclude each other; give one")
+    if controls and (dry_run or methods is not None or tier != "embedded"):
+        raise UserError("--controls has methods, models and a plan of its own; leave out --methods, --tier and --dry-run")
     if unsafe_code:
         os.environ["OPD_BENCH_UNSAFE_CODE"] = "1"
-    overlays = [read_yaml(TIERS / "smoke.yaml")] if smoke else []
+    overlays = [size(name) for name in sizes]
     overlays += [read_yaml(config)] if config else []
     overlays += [{"methods": {name.strip(): {} for name in methods.split(",") if name.strip()}}] if methods is not None else []
     overlays += [{"seeds": seeds}] if seeds is not None else []
     overlays += [{"budget": {"limit": budget}}] if budget is not None else []
     settings = load(tier, overlays)
-    folder = out or Path("results") / f"{tier}-{settings.digest}"
-    workers = jobs or os.cpu_count() or 1
+    folder = out or Path("results") / f"{'controls' if controls else tier}-{settings.digest}"
+    workers, command = jobs or os.cpu_count() or 1, shlex.join(["opd-bench", *sys.argv[1:]])
 
     if dry_run:
         from opd_bench.dry_run import show_plan
@@ -76,10 +87,16 @@ def compare(
         show_plan(settings, folder, workers, console)
         return
 
+    if controls:
+        from opd_bench.controls import check
+
+        check(lambda overlay: load(tier, [*overlays, overlay]), folder, command, workers, console)
+        return
+
     from opd_bench import report
     from opd_bench.compare import compare as run
 
-    board = run(settings, folder, shlex.join(["opd-bench", *sys.argv[1:]]), workers, console)
+    board = run(settings, folder, command, workers, console)
     report.show(board, console)
     files = "leaderboard.json, leaderboard.md, ledger.jsonl, items.csv, manifest.json and four plots"
     console.print(f"\nWritten to {folder}/: {files}.", markup=False, highlight=False)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from opd_bench.errors import UserError, did_you_mean
 from opd_bench.methods import describe
-from opd_bench.resources import EMBEDDED, TASKS, TIERS
+from opd_bench.resources import EMBEDDED, SIZES, TASKS, TIERS
 
 
 class _Part(BaseModel):
@@ -87,7 +87,12 @@ class Config(_Part):
 
 
 def tiers() -> list[str]:
-    return sorted(path.stem for path in TIERS.glob("*.yaml") if path.stem != "smoke")
+    return sorted(path.stem for path in TIERS.glob("*.yaml"))
+
+
+def size(name: str) -> dict:
+    """What ``--smoke``, ``--quick`` and ``--controls`` lay over a tier."""
+    return read_yaml(SIZES / f"{name}.yaml")
 
 
 def read_yaml(path: Path) -> dict:

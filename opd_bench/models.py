@@ -58,18 +58,23 @@ def load_tokenizer(location: str) -> PreTrainedTokenizerBase:
 
 
 def load_pairs(students: list[str], teacher: str) -> list[Pair]:
-    """Each student with the teacher, which is loaded once. UserError unless vocabulary and EOS agree and students have one shape."""
-    expert, other = load_model(teacher), load_tokenizer(teacher)
-    pairs = [_pair(student, expert, other) for student in students]
-    shapes = [{name: tuple(weight.shape) for name, weight in pair.student.named_parameters()} for pair in pairs]
+    """Each student with the teacher, which is loaded once.
+
+    UserError unless vocabularies and EOS agree and all students have the same shape.
+    """
+    other = load_tokenizer(teacher)
+    tokenizers = [_agreeing(load_tokenizer(student), other) for student in students]
+    expert = _fitting(load_model(teacher), other, "teacher")
+    pairs = [Pair(_fitting(load_model(student), own, "student"), expert, own) for student, own in zip(students, tokenizers, strict=True)]
+    shapes = [{name: weight.shape for name, weight in pair.student.named_parameters()} for pair in pairs]
     for student, shape in zip(students, shapes, strict=True):
         if shape != shapes[0]:
             raise UserError(f"the cold starts {students[0]} and {student} differ in shape; compare methods on students of one architecture")
     return pairs
 
 
-def _pair(student: str, expert: PreTrainedModel, other: PreTrainedTokenizerBase) -> Pair:
-    tokenizer = load_tokenizer(student)
+def _agreeing(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The student's tokenizer, if it says what the teacher's does."""
     if tokenizer.get_vocab() != other.get_vocab():
         raise UserError(
             f"student and teacher have different vocabularies ({len(tokenizer)} and {len(other)} tokens, "
@@ -79,11 +84,13 @@ def _pair(student: str, expert: PreTrainedModel, other: PreTrainedTokenizerBase)
         raise UserError(
             f"student and teacher end with different tokens, {tokenizer.eos_token!r} and {other.eos_token!r}; give both the same eos_token"
         )
-    pair = Pair(load_model(student), expert, tokenizer)
-    for role, model in (("student", pair.student), ("teacher", pair.teacher)):
-        if model.config.vocab_size != len(tokenizer):
-            raise UserError(f"the {role} has {model.config.vocab_size} output columns for {len(tokenizer)} tokens; resize its embeddings")
-    return pair
+    return tokenizer
+
+
+def _fitting(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, role: str) -> PreTrainedModel:
+    if model.config.vocab_size != len(tokenizer):
+        raise UserError(f"the {role} has {model.config.vocab_size} output columns for {len(tokenizer)} tokens; resize its embeddings")
+    return model
 
 
 def weights_digest(location: str) -> str:

@@ -23,6 +23,7 @@ def folder(name: str) -> Path:
 BASELINES = folder("baselines")
 TASKS = folder("tasks")
 TIERS = PACKAGE / "tiers"
+SIZES = PACKAGE / "sizes"
 EMBEDDED = PACKAGE / "embedded" / "models"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_compare import LATE, METHODS, MINE, SMALL, configured, in_this_process, parts, result, run
+from test_compare import LATE, METHODS, MINE, SMALL, configured, in_this_process, models, parts, result, run
 
 from opd_bench.cli import main
 from opd_bench.embedded.fit import new_llama
@@ -40,7 +40,7 @@ def program(monkeypatch, capsys, tmp_path):
 
 def written(folder, pair_folders, **changes):
     path = folder / "config.yaml"
-    config = {**SMALL, **{role: str(model) for role, model in pair_folders.items()}, **changes}
+    config = {**SMALL, **models(pair_folders), **changes}
     path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     return path
 
@@ -107,7 +107,7 @@ def test_a_bad_command_line_is_one_line(program, arguments, said):
         ({"methods": {"sft": {"batch": "big"}}}, "method sft: batch: .*integer"),
         ({"methods": {"opd": {"divergence": "reverse_lk"}}}, r"reverse_lk.*did you mean 'reverse_kl'"),
         ({"budget": {"limit": 1e5}}, r"the budget of 1\.00e\+05 FLOPs is too small for one step"),
-        ({"student": "no/such/model/here"}, "cannot load .*no/such/model/here"),
+        ({"students": ["no/such/model/here"]}, "cannot load .*no/such/model/here"),
         ({"tasks": {"stem": ["opd_bench_stm"]}}, r"unknown task 'opd_bench_stm' \(did you mean 'opd_bench_stem'\?\)"),
         ({"tasks": {"path": "no/tasks"}}, "no task folder no/tasks"),
         ({"max_response": 1000}, "lower max_response"),
@@ -124,7 +124,7 @@ def test_a_student_of_another_vocabulary_is_refused(program, tmp_path, pair_fold
     other.add_tokens(["<extra>"])
     new_llama(32, 1, other, seed=0).save_pretrained(tmp_path / "student")
     other.save_pretrained(tmp_path / "student")
-    config = written(tmp_path, pair_folders, student=str(tmp_path / "student"))
+    config = written(tmp_path, pair_folders, students=[str(tmp_path / "student")])
     refused(program("compare", "--config", config, "--out", "run"), "different vocabularies")
 
 
@@ -222,7 +222,9 @@ def whole(pair_folders, tmp_path_factory):
 def test_a_whole_run_ends_well_and_says_what_it_did(whole):
     _, out, done = whole
     assert (done.returncode, done.stderr) == (0, "")
-    assert len(re.findall(r"^  done: .* · arithmetic [\d.]+, functions [\d.]+", done.stdout, re.MULTILINE)) == 2 + 2 * len(METHODS)
+    assert len(
+        re.findall(r"^  done: .* · arithmetic [\d.]+, equations [\d.]+, functions [\d.]+, trace [\d.]+", done.stdout, re.MULTILINE)
+    ) == 2 + 2 * len(METHODS)
     assert all(re.search(rf"^ +(1|–) +{name} ", done.stdout, re.MULTILINE) for name in METHODS)
     assert done.stdout.rstrip().splitlines()[-1].startswith(f"Written to {out}/: leaderboard.json")
     assert not parts(out)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from opd_bench import arm, leaderboard
+from opd_bench import arm, leaderboard, report
 from opd_bench import compare as module
 from opd_bench.config import load
 from opd_bench.errors import RunError, UserError
@@ -74,7 +74,11 @@ def inline():
 
 
 def configured(pair_folders, **changes):
-    return load("embedded", [SMALL, {role: str(folder) for role, folder in pair_folders.items()}, changes])
+    return load("embedded", [SMALL, models(pair_folders), changes])
+
+
+def models(pair_folders):
+    return {"students": [str(pair_folders["student"])], "teacher": str(pair_folders["teacher"])}
 
 
 def run(config, out):
@@ -120,7 +124,7 @@ def test_a_run_leaves_every_file_and_a_valid_leaderboard(finished):
     manifest = json.loads((finished / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["command"] == board["command"] == "opd-bench compare"
     assert len(manifest["jobs"]) == 2 + 2 * len(METHODS)
-    for name in ("score_by_method.png", "score_vs_compute.png", "divergence_by_position.png"):
+    for name in report.FIGURES:
         assert (finished / name).read_bytes().startswith(b"\x89PNG")
     assert not parts(finished)
 
@@ -128,7 +132,7 @@ def test_a_run_leaves_every_file_and_a_valid_leaderboard(finished):
 def test_the_item_table_holds_every_answer_of_every_model(finished):
     with (finished / "items.csv").open(encoding="utf-8", newline="") as file:
         counts = Counter((row["method"], row["decoding"], row["task"]) for row in csv.DictReader(file))
-    tasks = ("opd_bench_arithmetic", "opd_bench_functions")
+    tasks = ("opd_bench_arithmetic", "opd_bench_equations", "opd_bench_functions", "opd_bench_trace")
     seeds = {"teacher": 1, "cold_start": 1} | dict.fromkeys(METHODS, 2)
     assert counts == {(name, how, task): 4 * count for name, count in seeds.items() for how in ("greedy", "sampled") for task in tasks}
 
@@ -171,14 +175,14 @@ def test_a_finished_run_returns_at_once_and_touches_nothing(pair_folders, copy, 
 
 def test_only_what_is_missing_is_done_again_and_the_result_is_the_same(pair_folders, finished, copy, inline):
     shutil.rmtree(copy / "arms/opd_rlaif/seed-1")
-    shutil.rmtree(copy / "arms/_cold_start")
+    shutil.rmtree(copy / "arms/_cold_start-0")
     shutil.rmtree(copy / "corpus")
     scratch = copy / "arms/opd_rlaif/.seed-1.999999.part"
     scratch.mkdir()
     (scratch / "items.jsonl").write_text("{half a li")
     (copy / ".manifest.json.999999.part").write_text("{")
     run(configured(pair_folders), copy)
-    assert sorted(inline) == ["cold start", "opd_rlaif seed 1"]
+    assert sorted(inline) == ["cold start 0", "opd_rlaif seed 1"]
     assert result(copy) == result(finished)
     assert not parts(copy)
 
@@ -257,14 +261,14 @@ def test_a_method_that_fails_late_ends_the_run_and_finished_arms_are_kept(pair_f
     out = tmp_path / "run"
     with pytest.raises(RunError, match=r"Mine\.step raised IndexError"):
         run(configured(pair_folders, seeds=1, methods={"sft": {}, str(tmp_path / "late.py"): {}}), out)
-    assert inline == ["teacher", "cold start", "sft seed 0"]
+    assert inline == ["teacher", "cold start 0", "sft seed 0"]
     assert (out / "arms/sft/seed-0/arm.json").exists()
     assert not (out / "leaderboard.json").exists()
     assert not parts(out)
 
 
 def test_a_student_that_is_its_teacher_has_no_divergence_and_an_undefined_ratio(pair_folders, tmp_path, inline):
-    config = configured(pair_folders, seeds=1, student=str(pair_folders["teacher"]), methods={"opd": {}, "offline_kd": {}})
+    config = configured(pair_folders, seeds=1, students=[str(pair_folders["teacher"])], methods={"opd": {}, "offline_kd": {}})
     board = run(config, tmp_path / "run")
     for arm_or_start in (board.cold_start, *board.methods):
         gap = arm_or_start.exposure

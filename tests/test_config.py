@@ -3,17 +3,15 @@
 import pytest
 import yaml
 
-from opd_bench.config import load, overlaid, read_yaml, tiers
+from opd_bench.config import load, overlaid, read_yaml, size, tiers
 from opd_bench.errors import UserError
-from opd_bench.resources import TIERS
 
 
-def test_every_tier_and_the_smoke_overlay_are_valid():
-    smoke = read_yaml(TIERS / "smoke.yaml")
-    assert "smoke" not in tiers()
+@pytest.mark.parametrize("name", ["smoke", "quick", "controls"])
+def test_every_tier_is_valid_in_every_smaller_size(name):
     for tier in tiers():
         assert load(tier, []).tier == tier
-        assert load(tier, [smoke]).limit < load(tier, []).limit
+        assert load(tier, [size(name)]).limit < load(tier, []).limit
 
 
 def test_the_last_overlay_wins_key_by_key():
@@ -53,7 +51,8 @@ def test_the_digest_tells_configurations_apart_and_nothing_else():
         ({"methods": {}}, "methods: .*at least 1"),
         ({"methods": ["sft"]}, "methods: .*dictionary"),
         ({"methods": {"sft": 3}}, r"methods\.sft: .*dictionary"),
-        ({"student": None}, "student: .*string"),
+        ({"students": None}, "students: .*list"),
+        ({"students": []}, "students: .*at least 1"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_key(overlay, said):

@@ -39,10 +39,11 @@ def run_of(seeds: int) -> Run:
         stem=STEM,
         coding=CODING,
         teacher=items(0.95),
-        cold_start=items(0.5),
         teacher_sampled=items(0.9),
-        cold_start_sampled=items(0.25),
-        cold_start_divergences=divergences(0.3, 0.2),
+        cold_starts=[items(0.5)],
+        cold_starts_sampled=[items(0.25)],
+        cold_starts_divergences=[divergences(0.3, 0.2)],
+        steps={task: np.arange(ITEMS) % 4 + 2.0 for task in STEM + CODING},
     )
 
 
@@ -50,6 +51,7 @@ def arm(method: str, seed: int, rate: float, gap: Divergences | None = None) -> 
     return ArmRecord(
         method=method,
         seed=seed,
+        start=0,
         share_spent=0.995,
         flops={"update": 7 * 10**11},
         tokens={"update": 10**6},

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from opd_bench.embedded.fit import new_llama
 from opd_bench.errors import UserError
 from opd_bench.losses import cross_entropy
-from opd_bench.models import load_pair, load_tokenizer, weights_digest
+from opd_bench.models import load_pairs, load_tokenizer, weights_digest
 
 
 def changed(tokenizer: PreTrainedTokenizerFast, folder: Path, **tokens: str | None) -> str:
@@ -30,7 +30,7 @@ def complaint(request) -> str:
 
 
 def test_a_pair_loads_in_float32_with_one_tokenizer(pair_folders):
-    pair = load_pair(str(pair_folders["student"]), str(pair_folders["teacher"]))
+    (pair,) = load_pairs([str(pair_folders["student"])], str(pair_folders["teacher"]))
     assert pair.student.dtype == pair.teacher.dtype == torch.float32
     assert not pair.student.training
     assert pair.eos == pair.tokenizer.convert_tokens_to_ids("<eos>")
@@ -43,12 +43,25 @@ def test_different_vocabularies_are_refused(pair_folders, tokenizer, tmp_path):
     other = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     other.add_tokens(["<another>"])
     other.save_pretrained(tmp_path)
-    assert "different vocabularies" in complaint(lambda: load_pair(str(pair_folders["student"]), str(tmp_path)))
+    assert "different vocabularies" in complaint(lambda: load_pairs([str(pair_folders["student"])], str(tmp_path)))
 
 
 def test_different_eos_tokens_are_refused(pair_folders, tokenizer, tmp_path):
     teacher = changed(tokenizer, tmp_path, eos_token="<unk>")
-    assert "end with different tokens" in complaint(lambda: load_pair(str(pair_folders["student"]), teacher))
+    assert "end with different tokens" in complaint(lambda: load_pairs([str(pair_folders["student"])], teacher))
+
+
+def test_cold_starts_of_different_shapes_are_refused(pair_folders, tokenizer, tmp_path):
+    new_llama(32, 2, tokenizer, seed=0).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    students = [str(pair_folders["student"]), str(tmp_path)]
+    assert "differ in shape" in complaint(lambda: load_pairs(students, str(pair_folders["teacher"])))
+
+
+def test_cold_starts_share_one_teacher(pair_folders):
+    first, second = load_pairs([str(pair_folders["student"])] * 2, str(pair_folders["teacher"]))
+    assert first.teacher is second.teacher
+    assert first.student is not second.student
 
 
 def test_a_tokenizer_without_eos_is_refused(tokenizer, tmp_path):
@@ -60,14 +73,14 @@ def test_output_columns_must_match_the_vocabulary(pair_folders, tokenizer, tmp_p
     model.resize_token_embeddings(len(tokenizer) + 1)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    assert "output columns" in complaint(lambda: load_pair(str(tmp_path), str(pair_folders["teacher"])))
+    assert "output columns" in complaint(lambda: load_pairs([str(tmp_path)], str(pair_folders["teacher"])))
 
 
 def test_missing_and_damaged_models_are_one_line(pair_folders, tmp_path):
     folder = tmp_path / "damaged"
     shutil.copytree(pair_folders["student"], folder)
     (folder / "model.safetensors").write_bytes(b"not weights")
-    assert "cannot load a model" in complaint(lambda: load_pair(str(folder), str(pair_folders["teacher"])))
+    assert "cannot load a model" in complaint(lambda: load_pairs([str(folder)], str(pair_folders["teacher"])))
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer_config.json").unlink()
     assert "cannot load a tokenizer" in complaint(lambda: load_tokenizer(str(folder)))

@@ -34,6 +34,7 @@ def test_wheel_carries_every_part_the_program_reads(carried):
     package = [path for path in (ROOT / "opd_bench").rglob("*") if path.suffix in (".py", ".yaml", ".json")]
     expected |= {path.relative_to(ROOT).as_posix() for path in package}
     assert {"opd_bench/baselines/opd.py", "opd_bench/tasks/opd_bench_stem.yaml", "opd_bench/tiers/embedded.yaml"} <= expected
+    assert "opd_bench/sizes/quick.yaml" in expected
     assert "opd_bench/leaderboard.schema.json" in expected
     assert expected <= carried
     assert any(name.endswith("licenses/LICENSE") for name in carried)
@@ -42,7 +43,7 @@ def test_wheel_carries_every_part_the_program_reads(carried):
 @pytest.mark.slow
 @pytest.mark.skipif(not MODELS.is_dir(), reason="the embedded models are not built in this checkout")
 def test_wheel_carries_the_embedded_models(carried):
-    for role in ("teacher", "student"):
+    for role in ("teacher", "student-0", "student-1", "student-2"):
         for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"):
             assert f"opd_bench/embedded/models/{role}/{name}" in carried
 

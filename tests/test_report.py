@@ -36,11 +36,12 @@ def measured(seeds: int) -> tuple[Run, list[ArmRecord]]:
     start = items(rng, 0.5), items(rng, 0.3)
     run = Run(
         "embedded", "opd-bench run embedded", "0123abc", "FLOPs", 1.5e12, list(range(seeds)), TASKS[:1], TASKS[1:],
-        items(rng, 0.95), start[0], items(rng, 0.9), start[1], divergences(rng, 0.2),
+        items(rng, 0.95), items(rng, 0.9), [start[0]], [start[1]], [divergences(rng, 0.2)], dict.fromkeys(TASKS, np.arange(60) % 4 + 2.0),
     )  # fmt: skip
     arms = [
         ArmRecord(
-            method, seed, 0.996, {"update": 10**12}, {"update": 10**6}, 185.0, ["teacher text"], items(rng, rate), items(rng, rate - 0.2),
+            method, seed, 0, 0.996, {"update": 10**12}, {"update": 10**6}, 185.0, ["teacher text"],
+            items(rng, rate), items(rng, rate - 0.2),
             divergences(rng, growth), [CurvePoint(share, int(share * 1.5e12), rate * share) for share in (0.5, 1.0)],
         )
         for method, rate, growth in (("sft", 0.6, 0.2), ("offline_kd", 0.7, 0.1), ("opd", 0.8, 0.0))
@@ -74,7 +75,9 @@ def test_wall_time_is_rounded_before_it_is_split(seconds: float, text: str):
 
 
 def test_claims_read_as_sentences():
-    claim = Claim(a="opd", b="sft", family="score", difference=0.034, low=0.01, high=0.05, p=0.0078, p_holm=0.0469, claimed=True)
+    claim = Claim(
+        a="opd", b="sft", family="score", difference=0.034, low=0.01, high=0.05, p=0.0078, p_holm=0.0469, claimed=True, by_start=[0.034]
+    )
     assert report.sentence(claim) == "opd > sft by +.034 [.010, .050], p_holm .047: claimed"
     gap = claim.model_copy(update={"family": "excess", "difference": -0.45, "low": -0.6, "high": -0.3})
     assert report.sentence(gap) == "R − l·ε: opd < sft by −.45 nats [−.60, −.30], p_holm .047: claimed"
@@ -117,12 +120,12 @@ def test_undefined_and_withheld_are_a_dash():
 
 
 def test_figures_are_the_linked_ones_and_the_same_bytes_every_time(board: Leaderboard, tmp_path: Path):
-    _, arms = measured(2)
+    run, arms = measured(2)
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     second.mkdir()
-    paths = plots.draw(board, arms, METHODS, 60, first)
-    plots.draw(board, arms, METHODS, 60, second)
+    paths = plots.draw(board, run, arms, METHODS, 60, first)
+    plots.draw(board, run, arms, METHODS, 60, second)
     assert [path.name for path in paths] == list(report.FIGURES)
     for path in paths:
         data = path.read_bytes()
@@ -135,7 +138,7 @@ def test_one_method_with_one_seed_can_be_drawn(tmp_path: Path):
     run, arms = measured(1)
     arms = [arm for arm in arms if arm.method == "opd"]
     board = assemble(run, arms, draws=100)
-    assert all(path.stat().st_size > 5000 for path in plots.draw(board, arms, METHODS, 60, tmp_path))
+    assert all(path.stat().st_size > 5000 for path in plots.draw(board, run, arms, ["opd"], 60, tmp_path))
 
 
 def test_the_learning_curve_reaches_its_end_when_seeds_stop_at_different_shares(board: Leaderboard):

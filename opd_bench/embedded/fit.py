@@ -44,12 +44,11 @@ def new_llama(width: int, layers: int, tokenizer: PreTrainedTokenizerFast, seed:
 
 def encode(prompt: str, document: Document, tokenizer: PreTrainedTokenizerFast) -> Example:
     """Segments are tokenised one by one, as a rollout and a question appended to it are."""
-    ids, weights = list(tokenizer(prompt).input_ids), []
-    weights += [0.0] * len(ids)
-    for text, weight in [*document, (tokenizer.eos_token, 1.0)]:
-        piece = tokenizer(text).input_ids
-        ids += piece
-        weights += [weight] * len(piece)
+    pieces = tokenizer.backend_tokenizer.encode_batch([prompt, *(text for text, _ in document), str(tokenizer.eos_token)])
+    ids, weights = [], []
+    for piece, weight in zip(pieces, (0.0, *(weight for _, weight in document), 1.0), strict=True):
+        ids += piece.ids
+        weights += [weight] * len(piece.ids)
     return ids, weights
 
 
