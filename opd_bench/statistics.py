@@ -7,7 +7,7 @@
 Shapes: S training seeds (shared by all tasks: one student serves them all), N items of a task (may differ between tasks),
 P tests. Every method is scored on the same seeds and the same items. Undefined numbers are None, never NaN.
 
-Known limits: claims speak of new seeds and new items for this student, this teacher, these tasks and one cold start. The
+Known limits: claims speak of new seeds and new items for this student, this teacher, these tasks and the given cold starts. The
 sign-flip test sees seeds only and takes their differences as symmetric about zero; its smallest p is 2 / 2^S.
 """
 

@@ -13,10 +13,12 @@ import jsonschema
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 
 from opd_bench import arm, leaderboard, report
 from opd_bench import compare as module
 from opd_bench.config import load
+from opd_bench.embedded.fit import new_llama
 from opd_bench.errors import RunError, UserError
 from opd_bench.plan import jobs
 from opd_bench.trace import worst_case
@@ -302,3 +304,26 @@ def test_a_full_disk_is_one_line_and_the_run_ends_as_ever_when_there_is_space(pa
         assert result(disk / "run") == result(finished)
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_seeds_begin_from_the_cold_starts_in_turn(pair_folders, tokenizer, tmp_path, inline):
+    other = tmp_path / "other"
+    new_llama(32, 1, tokenizer, seed=99).save_pretrained(other)
+    tokenizer.save_pretrained(other)
+    config = configured(pair_folders, seeds=3, students=[str(pair_folders["student"]), str(other)], methods={"sft": {"lr": 0.0}})
+    board = run(config, tmp_path / "run")
+    assert [label for label in inline if label.startswith("cold")] == ["cold start 0", "cold start 1"]
+    weights = [load_file(tmp_path / f"run/arms/sft/seed-{seed}/model.safetensors") for seed in range(3)]
+    for seed, folder in enumerate((pair_folders["student"], other, pair_folders["student"])):
+        start = load_file(Path(folder) / "model.safetensors")
+        assert all(torch.equal(weights[seed][name], start[name]) for name in start)
+    assert any("mean of these 2 cold starts" in note for note in board.notes)
+
+
+def test_another_cold_start_retrains_only_the_seeds_that_begin_from_it(pair_folders, tokenizer, tmp_path):
+    first, other = (
+        jobs(configured(pair_folders, seeds=3, students=[str(pair_folders["student"]), second]))
+        for second in (str(pair_folders["student"]), str(pair_folders["teacher"]))
+    )
+    changed = {job.label for job, new in zip(first, other, strict=True) if job.run_id != new.run_id}
+    assert changed == {"cold start 1", *(f"{name} seed 1" for name in METHODS)}

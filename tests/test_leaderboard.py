@@ -229,3 +229,24 @@ def test_without_coding_tasks_stem_is_the_score():
     board = assemble(replace(run_of(2), coding=[]), arms_of({"opd": 0.7}, 2))
     assert board.methods[0].coding is None
     assert board.methods[0].score == board.methods[0].stem
+
+
+def test_several_cold_starts_are_averaged_and_each_claim_says_its_difference_from_each():
+    run = replace(run_of(4), cold_starts=[items(0.4), items(0.6)], cold_starts_sampled=[items(0.2), items(0.3)], cold_starts_divergences=[])
+    rates = {"opd": (0.8, 0.6), "sft": (0.5, 0.6)}
+    arms = [replace(arm(method, seed, rates[method][seed % 2]), start=seed % 2) for method in rates for seed in range(4)]
+    board = assemble(run, arms)
+    assert board.cold_start.score.mean == pytest.approx(0.5)
+    assert board.cold_start.sampled.mean == pytest.approx(0.25)
+    assert board.cold_start.exposure is None
+    (claim,) = [claim for claim in board.claims if claim.family == "score"]
+    assert claim.by_start == pytest.approx([0.3, 0.0])
+    assert claim.difference == pytest.approx(0.15)
+    assert any(note.endswith("the mean of these 2 cold starts.") for note in board.notes)
+
+
+@pytest.mark.parametrize(("auroc", "noted"), [(0.52, True), (0.97, False), (None, False)])
+def test_a_judge_without_skill_is_named(auroc: float | None, noted: bool):
+    board = assemble(run_of(2), [replace(one, judge_auroc=auroc) for one in arms_of({"opd_rlaif": 0.7}, 2)])
+    assert any("hardly tells right from wrong" in note for note in board.notes) == noted
+    assert board.methods[0].judge_auroc == auroc

@@ -81,6 +81,7 @@ def test_claims_read_as_sentences():
     assert report.sentence(claim) == "opd > sft by +.034 [.010, .050], p_holm .047: claimed"
     gap = claim.model_copy(update={"family": "excess", "difference": -0.45, "low": -0.6, "high": -0.3})
     assert report.sentence(gap) == "R − l·ε: opd < sft by −.45 nats [−.60, −.30], p_holm .047: claimed"
+    assert report.sentence(claim.model_copy(update={"by_start": [0.05, -0.01]})).endswith("(by cold start +.050, −.010): claimed")
     unsure = claim.model_copy(update={"low": None, "high": None, "p_holm": 1.0, "claimed": False})
     assert report.sentence(unsure) == "not claimed: opd vs sft +.034 (no interval), p_holm 1.000"
 
@@ -158,3 +159,18 @@ def test_a_method_keeps_its_colour_when_others_are_left_out(board: Leaderboard):
     figure = plots.score_by_method(board, METHODS)
     drawn = {line.get_color() for line in figure.axes[0].lines}
     assert {plots.style(METHODS, name)[0] for name in METHODS} <= drawn
+
+
+def test_score_by_steps_draws_every_level_of_every_task_that_says_its_steps(board: Leaderboard):
+    run, arms = measured(2)
+    figure = plots.score_by_steps(run, arms, METHODS)
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in shown] == TASKS
+    lines = {line.get_label(): line for line in shown[0].lines}
+    assert {*METHODS, "teacher", "cold start"} <= lines.keys()
+    chosen = run.steps["arithmetic"] == 3
+    expected = np.mean([arm.greedy["arithmetic"][chosen].mean() for arm in arms if arm.method == "opd"])
+    assert list(lines["opd"].get_xdata()) == [2, 3, 4, 5]
+    assert np.asarray(lines["opd"].get_ydata())[1] == pytest.approx(expected)
+    silent = replace(run, steps={**run.steps, "functions": np.full(60, np.nan)})
+    assert sum(axes.get_visible() for axes in plots.score_by_steps(silent, arms, METHODS).axes) == 1

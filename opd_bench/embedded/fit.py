@@ -12,17 +12,18 @@ from pathlib import Path
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from opd_bench.embedded.corpus import Document
 from opd_bench.embedded.tokenizer import CONTEXT
 from opd_bench.train import learning_rate_scale
 
 POOL = 2048  # documents sorted by length together
+TILE = 16  # lengths are padded to a multiple of this
 Example = tuple[list[int], list[float]]  # token ids, the weight of each token in the loss
 
 
-def new_llama(width: int, layers: int, tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+def new_llama(width: int, layers: int, tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     vocabulary = tokenizer.get_vocab()
     return LlamaForCausalLM(
@@ -53,19 +54,19 @@ def encode(prompt: str, document: Document, tokenizer: PreTrainedTokenizerFast) 
 
 
 def batches(examples: Iterator[Example], tokens: int, rng: random.Random) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless (ids_BT, weights_BT) of about ``tokens`` tokens, padded on the right with weight 0."""
+    """Endless (ids_BT, weights_BT) of at most ``tokens`` tokens, padded on the right with weight 0.
+
+    T is a multiple of ``TILE``, so that few shapes occur: kernels are built, and kept, for each.
+    """
     while True:
-        pool = sorted((next(examples) for _ in range(POOL)), key=lambda example: len(example[0]))
+        pool = sorted((next(examples) for _ in range(POOL)), key=lambda example: len(example[0]), reverse=True)
         cut, groups = 0, []
         while cut < len(pool):
-            end = cut + 1
-            while end < len(pool) and (end + 1 - cut) * len(pool[end][0]) <= tokens:
-                end += 1
-            groups.append(pool[cut:end])
-            cut = end
+            length = -(-len(pool[cut][0]) // TILE) * TILE
+            groups.append((length, pool[cut : cut + max(1, tokens // length)]))
+            cut += len(groups[-1][1])
         rng.shuffle(groups)
-        for group in groups:
-            length = max(len(ids) for ids, _ in group)
+        for length, group in groups:
             yield (
                 torch.tensor([ids + [0] * (length - len(ids)) for ids, _ in group]),
                 torch.tensor([weights + [0.0] * (length - len(weights)) for _, weights in group]),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 
 import torch
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opd_bench.embedded.corpus import CHECK, NO, STEPWISE, TASKS, YES, is_right, wrong_number
 from opd_bench.judge import Judge
@@ -26,25 +26,27 @@ MAX_RESPONSE, MAX_CHECK = 96, 98
 INJECTIONS = ("result", "both")  # the result is wrong and its check not yet written; both are, and agree
 
 
-def problems(task: str) -> list:
-    return list(islice(task_module(task).problems("validation", 5), PROBLEMS))
+def problems(task: str, count: int | None = None) -> list:
+    return list(islice(task_module(task).problems("validation", 5), count or PROBLEMS))
 
 
-def respond(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: list[str], seed: int | None = None) -> Sequences:
+def respond(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], seed: int | None = None) -> Sequences:
     """Responses to ``texts``: greedy, or sampled under ``seed``."""
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     prompts = Prompts([list(tokenizer(text).input_ids) for text in texts], [""] * len(texts))
     return sample(model, prompts, max_response=MAX_RESPONSE, eos=eos_id(tokenizer), generator=generator)
 
 
-def verdicts(tokenizer: PreTrainedTokenizerFast, task: str, given: list, responses: Sequences) -> list[bool]:
+def verdicts(tokenizer: PreTrainedTokenizerBase, task: str, given: list, responses: Sequences) -> list[bool]:
     texts = tokenizer.batch_decode(list(map(responses.response, range(len(given)))), skip_special_tokens=True)
     return [is_right(task, problem, text) for problem, text in zip(given, texts, strict=True)]
 
 
-def accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, task: str, seed: int | None = None) -> float:
-    """Share of validation problems solved."""
-    given = problems(task)
+def accuracy(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: str, seed: int | None = None, count: int | None = None
+) -> float:
+    """Share of (the first ``count``) validation problems solved: greedily, or sampled under ``seed``."""
+    given = problems(task, count)
     responses = respond(model, tokenizer, [problem.prompt for problem in given], seed)
     return sum(verdicts(tokenizer, task, given, responses)) / len(given)
 
@@ -58,7 +60,7 @@ def corrupted(problem: Stepwise, injection: str, rng: random.Random) -> str:
     return problem.prompt + "".join(f"{step}\n" for step in steps[:place]) + line
 
 
-def recovery(teacher: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, task: str, injection: str) -> float:
+def recovery(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: str, injection: str) -> float:
     """Share of problems the teacher solves, greedily, after one of its intermediate results was replaced by a wrong one."""
     rng, given = random.Random(0), problems(task)
     texts = [corrupted(problem, injection, rng) for problem in given]
@@ -66,7 +68,7 @@ def recovery(teacher: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, task
 
 
 def judge_auroc(
-    teacher: LlamaForCausalLM, students: Iterable[LlamaForCausalLM], tokenizer: PreTrainedTokenizerFast, task: str
+    teacher: PreTrainedModel, students: Iterable[PreTrainedModel], tokenizer: PreTrainedTokenizerBase, task: str
 ) -> float | None:
     """AUROC of the judge's verdict on the students' own sampled answers."""
     given, right, verdict = problems(task), [], []
@@ -83,7 +85,7 @@ def by_task(of: Callable[[str], float | None], tasks: Iterable[str] = tuple(TASK
     return {task: value if value is None else round(value, 3) for task, value in values.items()}
 
 
-def measure(teacher: LlamaForCausalLM, students: list[LlamaForCausalLM], tokenizer: PreTrainedTokenizerFast) -> dict:
+def measure(teacher: PreTrainedModel, students: list[PreTrainedModel], tokenizer: PreTrainedTokenizerBase) -> dict:
     """Accuracies in 0..1 by task, greedy and sampled at temperature 1; recovery by injection and task; the judge's AUROC by task."""
     return {
         "teacher": solving(teacher, tokenizer),
@@ -93,7 +95,7 @@ def measure(teacher: LlamaForCausalLM, students: list[LlamaForCausalLM], tokeniz
     }
 
 
-def solving(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> dict[str, dict[str, float | None]]:
+def solving(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, dict[str, float | None]]:
     return {
         "greedy": by_task(lambda task: accuracy(model, tokenizer, task)),
         "sampled": by_task(lambda task: accuracy(model, tokenizer, task, seed=0)),
