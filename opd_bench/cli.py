@@ -88,7 +88,7 @@ def compare(
         return
 
     if controls:
-        from opd_bench.controls import check
+        from opd_bench.embedded.controls import check
 
         check(lambda overlay: load(tier, [*overlays, overlay]), folder, command, workers, console)
         return

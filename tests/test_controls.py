@@ -13,9 +13,9 @@ import torch
 from rich.console import Console
 from test_leaderboard import arms_of, divergences, items, run_of
 
-from opd_bench import controls
 from opd_bench.cli import main
 from opd_bench.config import load, size
+from opd_bench.embedded import controls
 from opd_bench.errors import RunError
 from opd_bench.leaderboard import ArmRecord, Leaderboard, Run, assemble
 from opd_bench.models import load_model, load_tokenizer

@@ -15,7 +15,7 @@ ORDER = (
     *("errors", "resources", "procedural", "statistics", "exposure", "sandbox_worker", "sandbox", "ledger", "flops", "losses"),
     *("sequences", "store"),
     *("bench", "methods", "config", "models", "rollouts", "judge", "engine", "measure", "prompts", "trace", "train", "evaluate", "plan"),
-    *("arm", "launch", "leaderboard", "plots", "report", "compare", "controls", "dry_run", "embedded", "cli"),
+    *("arm", "launch", "leaderboard", "plots", "report", "compare", "dry_run", "embedded", "cli"),
 )
 READERS = {"statistics", "exposure", "leaderboard", "report", "plots"}  # they see recorded files, never a model
 WORKERS = {"bench", "engine", "rollouts", "judge", "measure", "prompts", "trace", "train", "arm", "evaluate", "models", "launch"}
