@@ -116,11 +116,11 @@ def methods() -> None:
 
 @app.command("build-embedded")
 def build_embedded(
-    out: Annotated[Path, typer.Argument(help="folder for teacher/ and student/; a half-finished build in it is resumed")],
+    out: Annotated[Path, typer.Argument(help="folder for teacher/ and student-<k>/; a half-finished build in it is resumed")],
     seed: Annotated[int, typer.Option(help="seed of all data and initial weights")] = 0,
     shorten: Annotated[int, typer.Option(min=1, help="divide training steps and texts by this, for a trial")] = 1,
 ) -> None:
-    """Rebuild the embedded teacher, student and tokenizer from a seed (about an hour and a half on two cores)."""
+    """Rebuild the embedded teacher, students and tokenizer from a seed (about an hour on two cores)."""
     from opd_bench.embedded.build import build
 
     build(out, seed, console, shorten)

@@ -10,6 +10,8 @@ Shapes: B sequences, R rows still alive, P prompt tokens, T tokens, V vocabulary
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
@@ -77,6 +79,8 @@ def _decode(model: PreTrainedModel, prompts: list[list[int]], max_response: int,
     device, widest = model.device, max(map(len, prompts))
     layers: int = model.config.num_hidden_layers
     cache = DynamicCache()
+    # transformers 5.24 renamed the argument
+    cached = {"cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values": cache}
     cache.layers.extend(PreallocatedLayer(widest + max_response) for _ in range(layers))
     prompt_B = torch.tensor([len(ids) for ids in prompts])
     ids_BP = torch.tensor([[eos] * (widest - len(ids)) + ids for ids in prompts], device=device)
@@ -90,7 +94,7 @@ def _decode(model: PreTrainedModel, prompts: list[list[int]], max_response: int,
     mask: torch.Tensor = real_RT[:, :widest].long()  # two-dimensional for the prefill, ready-made afterwards
     for step in range(max_response):
         logits_RV = model(
-            input_ids=inputs_RP, attention_mask=mask, position_ids=position_RP, past_key_values=cache, use_cache=True, logits_to_keep=1
+            input_ids=inputs_RP, attention_mask=mask, position_ids=position_RP, use_cache=True, logits_to_keep=1, **cached
         ).logits[:, -1]
         logprob_RV = torch.log_softmax(logits_RV.float(), -1)
         noise_RV = 0.0 if generator is None else -torch.empty(logprob_RV.shape).exponential_(generator=generator).log().to(device)
