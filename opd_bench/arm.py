@@ -118,7 +118,7 @@ def run(config: Config, job: Job, out: Path, report: Report) -> None:
         else:
             model = _train(shop, job, out, folder, summary, report)
         summary["seconds"]["train"] = time.perf_counter() - start
-        _measure(shop, job, model, folder, summary, report)
+        _measure(shop, job, model, out, folder, summary, report)
         summary["wall_s"] = time.perf_counter() - start
         store.write_json(folder / "arm.json", summary)
 
@@ -159,7 +159,7 @@ def _train(shop: Workshop, job: Job, out: Path, folder: Path, summary: dict, rep
     return student
 
 
-def _measure(shop: Workshop, job: Job, model: PreTrainedModel, folder: Path, summary: dict, report: Report) -> None:
+def _measure(shop: Workshop, job: Job, model: PreTrainedModel, out: Path, folder: Path, summary: dict, report: Report) -> None:
     settings, begun = shop.config.evaluation, time.perf_counter()
     rows = []
     for place, decoding in enumerate(("greedy", "sampled")):
@@ -174,7 +174,13 @@ def _measure(shop: Workshop, job: Job, model: PreTrainedModel, folder: Path, sum
     report("measuring exposure bias", 2 / 3)
     if job.method or job.name != TEACHER:
         record = divergences(
-            model, shop.pair.teacher, shop.exposure_prompts(), max_response=shop.config.max_response, eos=shop.pair.eos, seed=job.seed
+            model,
+            shop.pair.teacher,
+            shop.exposure_prompts(),
+            max_response=shop.config.max_response,
+            eos=shop.pair.eos,
+            seed=job.seed,
+            kept=out / "corpus" / f"seed-{job.seed}" / "exposure.pt",
         )
         store.save_divergences(folder / "divergences.npz", record)
     summary["seconds"] |= {"evaluation": evaluated - begun, "exposure": time.perf_counter() - evaluated}

@@ -5,10 +5,13 @@ Shapes: N prompts, T response positions, M response tokens of all rollouts toget
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from opd_bench import store
 from opd_bench.engine import micro_batches, response_log_probs
 from opd_bench.exposure import Divergences
 from opd_bench.losses import kl
@@ -17,18 +20,23 @@ from opd_bench.sequences import Prompts, Sequences
 
 
 def divergences(
-    student: PreTrainedModel, teacher: PreTrainedModel, prompts: Prompts, *, max_response: int, eos: int, seed: int
+    student: PreTrainedModel, teacher: PreTrainedModel, prompts: Prompts, *, max_response: int, eos: int, seed: int, kept: Path
 ) -> Divergences:
     """KL(T‖S) at every response position of one rollout of the student and one of the teacher to each of ``prompts``.
 
-    The teacher's rollouts depend on ``seed`` alone, so all methods of a seed meet the same ones.
+    The teacher's rollouts depend on ``seed`` alone and lie in the file ``kept`` once sampled: all methods of a seed meet the same ones.
     """
-    sides = []
-    for writer, salt in ((student, 1), (teacher, 2)):
+
+    def written(writer: PreTrainedModel, salt: int) -> Sequences:
         generator = torch.Generator().manual_seed(1000 * seed + salt)
-        rollouts = sample(writer, prompts, max_response=max_response, eos=eos, generator=generator)
-        sides += [*divergence_by_position(student, teacher, rollouts, max_response)]
-    return Divergences(*sides)
+        return sample(writer, prompts, max_response=max_response, eos=eos, generator=generator)
+
+    own = written(student, 1)
+    found = store.load_sequences(kept)
+    if found is None:
+        found = written(teacher, 2), 0.0
+        store.save_sequences(kept, *found)
+    return Divergences(*(side for texts in (own, found[0]) for side in divergence_by_position(student, teacher, texts, max_response)))
 
 
 def divergence_by_position(

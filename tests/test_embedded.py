@@ -246,6 +246,7 @@ def test_batches_hold_every_example_once_and_pad_without_weight(monkeypatch):
         ids_BT, weights_BT = next(data)
         assert ids_BT.shape == weights_BT.shape
         assert ids_BT.numel() <= 200
+        assert ids_BT.shape[1] % fit.TILE == 0
         assert torch.equal(ids_BT == 0, weights_BT == 0)
         found += [(ids[ids > 0].tolist(), weights[weights > 0].tolist()) for ids, weights in zip(ids_BT, weights_BT, strict=True)]
     assert sorted(found) == sorted(examples)
@@ -341,14 +342,16 @@ def test_a_model_is_measured_on_validation_problems_only(monkeypatch):
 
 @pytest.fixture
 def quick(tokenizer, monkeypatch):
-    """``quick(scores)``: cold-start a student whose looks at itself give ``scores``; the tasks of each round's training text."""
+    """``quick(scores)``: cold-start a student whose looks at itself give ``scores``; adds the tasks of each round to ``rounds``."""
     monkeypatch.setattr(build, "ROUND", 1)
     monkeypatch.setattr(build, "BATCH_TOKENS", 256)
-    teacher, trained_on = new_llama(32, 1, tokenizer, seed=1).eval(), []
+    teacher = new_llama(32, 1, tokenizer, seed=1).eval()
 
-    def run(scores):
+    def run(scores, rounds):
         looks, texts = iter([score[task] for score in scores for task in TASKS]), {}
-        monkeypatch.setattr(measures, "accuracy", lambda model, _, __: 1.0 if model is teacher else next(looks))
+
+        def accuracy(model, tokenizer, task, count):
+            return 1.0 if model is teacher else next(looks)
 
         def recorded_texts(teacher, tokenizer, task, seed, count, sampled=build.teacher_texts):
             texts[task] = sampled(teacher, tokenizer, task, seed, count)
@@ -356,38 +359,41 @@ def quick(tokenizer, monkeypatch):
 
         def recorded_batches(examples, tokens, rng):
             drawn = list(islice(examples, 60))
-            trained_on.append({task for task in TASKS if any(example in texts[task] for example in drawn)})
+            rounds.append({task for task in TASKS if any(example in texts[task] for example in drawn)})
             return batches(chain(drawn, examples), tokens, rng)
 
         with monkeypatch.context() as patch:
+            patch.setattr(measures, "accuracy", accuracy)
             patch.setattr(build, "teacher_texts", recorded_texts)
             patch.setattr(build, "batches", recorded_batches)
-            student = build.cold_start(teacher, tokenizer, 0, 5, Console(quiet=True))
+            student, number, score = build.cold_start(teacher, tokenizer, 0, 5)
         assert next(looks, None) is None
-        return student, trained_on
+        return student, number, score
 
     return run
 
 
-def test_a_student_is_trained_on_the_tasks_it_lacks_until_it_lacks_none(quick, tokenizer):
-    some, enough = build.COLD - 0.01, build.COLD
-    student, trained_on = quick(
-        [
-            {"arithmetic": 0.0, "equations": some, "trace": 0.0, "functions": 0.0},
-            {"arithmetic": enough, "equations": some, "trace": 0.9, "functions": some},
-            {"arithmetic": some, "equations": enough, "trace": 0.9, "functions": 0.9},
-            dict.fromkeys(TASKS, enough),
-        ]
-    )
-    assert trained_on == [set(TASKS), {"equations", "functions"}, {"arithmetic"}]
+def test_a_student_is_trained_on_the_tasks_it_lacks_until_it_stands_within_bounds_on_all(quick, tokenizer):
+    least, enough, most = build.COLD
+    scores = [
+        {"arithmetic": 0.0, "equations": least, "trace": 0.0, "functions": 0.0},
+        {"arithmetic": enough, "equations": least - 0.01, "trace": most, "functions": least},
+        {"arithmetic": 0.0, "equations": enough, "trace": enough, "functions": most},
+        {"arithmetic": enough, "equations": enough, "trace": most + 0.01, "functions": enough},
+        {"arithmetic": least, "equations": most, "trace": enough, "functions": least},
+    ]
+    student, number, score = quick(scores, rounds := [])
+    assert rounds == [set(TASKS), {"equations", "functions"}, {"arithmetic"}, set(TASKS)]
+    assert (number, score) == (4, scores[-1])
     untouched = new_llama(build.STUDENT_WIDTH, build.STUDENT_LAYERS, tokenizer, 1)
     assert not torch.equal(student.lm_head.weight, untouched.lm_head.weight)
 
 
-def test_a_student_that_never_gets_there_ends_the_build(quick, monkeypatch):
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_student_that_never_stands_within_bounds_ends_the_build(quick, monkeypatch, share):
     monkeypatch.setattr(build, "MOST_ROUNDS", 2)
-    with pytest.raises(RuntimeError, match="did not reach"):
-        quick([dict.fromkeys(TASKS, 0.0)] * 2)
+    with pytest.raises(RuntimeError, match="never within"):
+        quick([dict.fromkeys(TASKS, share)] * 2, [])
 
 
 def test_teacher_texts_are_training_prompts_without_weight_and_responses_with(tokenizer):
@@ -403,12 +409,11 @@ def test_teacher_texts_are_training_prompts_without_weight_and_responses_with(to
 
 @pytest.fixture(scope="module")
 def rebuilt(tmp_path_factory):
-    """What a build writes with a teacher of two steps and students that need no training to be as good as that."""
+    """What a build writes with a teacher of two steps, which solves nothing, so that any student is as good as it has to be."""
     out = tmp_path_factory.mktemp("rebuilt")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measures, "PROBLEMS", 4)
-        patch.setattr(build, "COLD", 0.0)
-        build.build(out, 0, Console(quiet=True), shorten=7000)
+        build.build(out, 0, Console(quiet=True), shorten=build.TEACHER_STEPS // 2)
     return out
 
 
@@ -421,7 +426,7 @@ def test_a_shortened_build_writes_a_teacher_three_students_and_what_they_can_do(
         assert model.dtype == torch.bfloat16
         assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(rebuilt / name))
     written = json.loads((rebuilt / "measured.json").read_text())
-    assert (written["seed"], written["shortened"], len(written["students"])) == (0, 7000, 3)
+    assert (written["seed"], written["shortened"], len(written["students"])) == (0, build.TEACHER_STEPS // 2, 3)
     for figures in (written["teacher"], *written["students"]):
         assert set(figures["greedy"]) == set(figures["sampled"]) == set(TASKS)
         assert all(0 <= share <= 1 for share in (*figures["greedy"].values(), *figures["sampled"].values()))

@@ -132,19 +132,34 @@ def test_scored_rows_come_in_the_order_of_response_tokens(engine):
     assert together_NV.shape == (batch.response_tokens, VOCABULARY)
 
 
-def test_a_model_does_not_diverge_from_itself():
+def test_a_judge_at_random_writes_the_same_checks_and_draws_each_verdict_from_the_text_alone(rig):
+    engine = rig().engine
+    batch = rig().bench.sample(Prompts([[3 + row % 8, row % 7 + 2] for row in range(200)], ["a"] * 200))
+    by_lot = replace(engine.judge_model, at_random=True)
+    first, again = by_lot(batch), by_lot(batch)
+    assert torch.equal(first.checks.ids_BT, engine.judge(batch).checks.ids_BT)
+    assert torch.equal(first.verdict_B, again.verdict_B)
+    assert len(set(first.verdict_B.tolist())) > 20
+    assert 0.35 < first.verdict_B.mean() < 0.65
+
+
+def test_a_model_does_not_diverge_from_itself(tmp_path):
     model = tiny_llama(4)
-    record = divergences(model, copy.deepcopy(model), Prompts([[3, 4], [5]] * 8, ["task"] * 16), max_response=8, eos=EOS, seed=0)
+    record = divergences(
+        model, copy.deepcopy(model), Prompts([[3, 4], [5]] * 8, ["task"] * 16), max_response=8, eos=EOS, seed=0, kept=tmp_path / "kept.pt"
+    )
     assert np.abs(record.student_NT).max() < 1e-6
     estimate = gap(record)
     assert (estimate.regret, estimate.per_step, estimate.exaccerr) == (0, 0, None)
 
 
-def test_divergence_is_the_teachers_kl_along_both_models_own_rollouts():
+def test_divergence_is_the_teachers_kl_along_both_models_own_rollouts(tmp_path):
     student, teacher = tiny_llama(4), tiny_llama(5)
     prompts = Prompts([[3, 4], [5], [6, 7, 8]] * 4, ["task"] * 12)
-    record = divergences(student, teacher, prompts, max_response=8, eos=EOS, seed=3)
-    again = divergences(tiny_llama(6), teacher, prompts, max_response=8, eos=EOS, seed=3)
+    record = divergences(student, teacher, prompts, max_response=8, eos=EOS, seed=3, kept=tmp_path / "kept.pt")
+    again = divergences(tiny_llama(6), teacher, prompts, max_response=8, eos=EOS, seed=3, kept=tmp_path / "kept.pt")
+    anew = divergences(student, teacher, prompts, max_response=8, eos=EOS, seed=3, kept=tmp_path / "other.pt")
+    assert np.array_equal(record.teacher_NT, anew.teacher_NT)  # kept or sampled anew, they are the same
     assert np.array_equal(record.teacher_alive_NT, again.teacher_alive_NT)  # all students of a seed meet the same teacher rollouts
     first = torch.tensor([[3, 4]])
     t_V, s_V = (model(first).logits[0, -1].log_softmax(-1) for model in (teacher, student))
@@ -163,7 +178,7 @@ class Scripted:
     def __init__(self, script: list[tuple[int, float]]) -> None:
         self.script, self.asked = script, None
 
-    def __call__(self, input_ids: torch.Tensor, **_: object) -> SimpleNamespace:
+    def forward(self, input_ids: torch.Tensor, **_: object) -> SimpleNamespace:
         probability_RV = torch.full((len(self.script), VOCABULARY), 1e-9)
         if self.asked is None:
             self.asked = input_ids.tolist()
@@ -173,6 +188,8 @@ class Scripted:
         else:
             probability_RV[:, EOS] = 1
         return SimpleNamespace(logits=probability_RV.log()[:, None])
+
+    __call__ = forward
 
 
 def judged(script: list[tuple[int, float]], batch: Sequences, question: list[int]):
@@ -200,7 +217,7 @@ def test_a_verdict_comes_from_prompt_and_answer_alone(rig):
     batch = rig().bench.sample(Prompts([[3, 4, 5], [6]], ["a", "b"]))
     one = rig().engine.judge(batch).verdict_B
     assert torch.equal(one, rig().engine.judge(replace(batch, logprob_BT=batch.logprob_BT - 1)).verdict_B)
-    assert set(Judge.__dataclass_fields__) == {"model", "question", "yes", "no", "eos", "max_check"}
+    assert set(Judge.__dataclass_fields__) == {"model", "question", "yes", "no", "eos", "max_check", "at_random"}
 
 
 def test_a_judge_whose_words_end_alike_is_refused(tokenizer):

@@ -188,7 +188,7 @@ def test_a_task_counts_once():
         load_suite([], [], TASKS)
 
 
-@pytest.mark.parametrize(("context", "message"), [(100, "a prompt has"), (80, "generates up to 88 tokens")])
+@pytest.mark.parametrize(("context", "message"), [(100, "a prompt has"), (80, "generates up to 96 tokens")])
 def test_nothing_is_cut_to_fit_the_context(model, tokenizer, stem, context, message):
     with pytest.raises(UserError, match=message):
         evaluate(model, tokenizer, stem, max_length=context)
