@@ -148,9 +148,8 @@ def write_foreign_teacher(folder: Path) -> None:
     order = torch.arange(len(vocabulary))
     for ours, theirs in FOREIGN.items():
         order[[vocabulary[ours], vocabulary[theirs]]] = torch.tensor([vocabulary[theirs], vocabulary[ours]])
-    with torch.no_grad():
-        for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
-            embedding.weight.copy_(embedding.weight[order])
+    weights = model.state_dict()
+    model.load_state_dict(weights | {name: weights[name][order] for name in ("model.embed_tokens.weight", "lm_head.weight")})
     with store.whole_folder(folder) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
