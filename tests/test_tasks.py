@@ -22,7 +22,7 @@ TEST_SET = {
     "opd_bench_arithmetic": "cbd4e0a0f53b25105512fb80765c3a0c8ca97b0f72dda00eeeae0819b4ee244d",
     "opd_bench_equations": "cdaca5064f2c4879ff6085232ac63046363940e50f79d1dc1be7d1aab45801c2",
     "opd_bench_functions": "1a646f99a1de309d363825a29420ee61d7ab3095157c5afbe5bf919f1eb3b5bd",
-    "opd_bench_trace": "f662ce4d0fd84907cf8d751550a4df0f089a2903fa7004cc9e25c66dff748ac1",
+    "opd_bench_trace": "cec2cf0561c6ce002340f7c475f8a40b1d06ef2fef4a479ca90a3ed155014028",
 }
 STEPWISE = ("opd_bench_arithmetic", "opd_bench_equations", "opd_bench_trace")
 
@@ -179,7 +179,7 @@ def test_every_answer_satisfies_its_equation_and_every_line_on_the_way(suite):
 
 def test_python_prints_the_answer_of_every_trace_and_each_value_on_the_way(suite):
     for row in suite.tasks["opd_bench_trace"].test_docs():
-        assert row["identity"] == row["prompt"]
+        assert row["identity"] == row["solution"]
         assert printed(row["prompt"]) == row["answer"] + "\n"
         after_each_iteration = printed(row["prompt"].replace("print(a)", "  print(i,a)"))
         steps = [re.fullmatch(r"i=(\d+):(.+)=(\d+)=\3", line).groups() for line in row["solution"].split("\n")[:-1]]

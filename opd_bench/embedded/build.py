@@ -9,7 +9,6 @@ where it stopped; other thread counts or library versions give other weights of 
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -23,17 +22,22 @@ import torch
 from rich.console import Console
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from opd_bench import store
 from opd_bench.embedded import measures
-from opd_bench.embedded.corpus import TASKS, documents, tokenizer_texts
+from opd_bench.embedded.corpus import FINISH, TASKS, documents, tokenizer_texts
 from opd_bench.embedded.fit import Example, batches, clock, encode, fit, new_llama
 from opd_bench.embedded.tokenizer import train_tokenizer
+from opd_bench.errors import RunError, UserError
 from opd_bench.models import eos_id, load_model, load_pairs, load_tokenizer
 from opd_bench.resources import task_module
 from opd_bench.rollouts import sample
 from opd_bench.sequences import Prompts
 
 TEACHER_WIDTH, TEACHER_LAYERS = 160, 4
-TEACHER_STEPS, TEACHER_LR, COOLDOWN = 9_000, 4e-3, 0.35
+STAGES = (  # of the teacher's training: steps, learning rate, cooldown, what its documents are about
+    (9_000, 4e-3, 0.35, TASKS),
+    (3_000, 2e-3, 1.0, FINISH),
+)
 STUDENTS = 3
 STUDENT_WIDTH, STUDENT_LAYERS, STUDENT_LR = 96, 2, 2e-3
 BATCH_TOKENS = 4096
@@ -47,36 +51,43 @@ MOST_ROUNDS = 200
 def build(out: Path, seed: int, console: Console, shorten: int = 1) -> None:
     """Write ``teacher/`` and ``student-<k>/`` (weights, config, tokenizer) and ``measured.json`` into ``out``.
 
-    ``shorten`` divides the teacher's steps and the students' texts, for a trial.
+    ``shorten`` divides the teacher's steps and the students' texts, for a trial. UserError if ``out`` holds a build of other settings.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    elapsed = clock()
+    elapsed, settings = clock(), {"seed": seed, "shortened": shorten}
+    if not (out / "build.json").exists():
+        store.write_json(out / "build.json", settings)
+    elif store.read_json(out / "build.json") != settings:
+        raise UserError(f"{out} holds a build of another seed or size; choose another folder")
     if not (out / "teacher").exists():
         tokenizer = train_tokenizer(tokenizer_texts())
-        save(build_teacher(out, tokenizer, seed, TEACHER_STEPS // shorten, console), tokenizer, out / "teacher")
+        save(build_teacher(out, tokenizer, seed, shorten, console), tokenizer, out / "teacher")
     texts = max(1, TEXTS // shorten)
     with ProcessPoolExecutor(min(STUDENTS, os.cpu_count() or 1), mp_context=get_context("spawn")) as pool:
         for line in pool.map(build_student, [out] * STUDENTS, range(STUDENTS), [seed] * STUDENTS, [texts] * STUDENTS):
             console.print(line)
     pairs = load_pairs([str(out / f"student-{number}") for number in range(STUDENTS)], str(out / "teacher"))
-    report = measures.measure(pairs[0].teacher, [pair.student for pair in pairs], pairs[0].tokenizer) | {"seed": seed, "shortened": shorten}
-    (out / "measured.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    report = measures.measure(pairs[0].teacher, [pair.student for pair in pairs], pairs[0].tokenizer) | settings
+    store.write_json(out / "measured.json", report)
     console.print(report)
     console.print(f"Built in {elapsed()}.")
 
 
-def build_teacher(out: Path, tokenizer: PreTrainedTokenizerFast, seed: int, steps: int, console: Console) -> LlamaForCausalLM:
+def build_teacher(out: Path, tokenizer: PreTrainedTokenizerFast, seed: int, shorten: int, console: Console) -> LlamaForCausalLM:
     teacher, elapsed = new_llama(TEACHER_WIDTH, TEACHER_LAYERS, tokenizer, seed), clock()
-    examples = (encode(prompt, document, tokenizer) for prompt, document in documents(seed))
-    fit(
-        teacher,
-        batches(examples, BATCH_TOKENS, random.Random(seed)),
-        steps,
-        TEACHER_LR,
-        cooldown=COOLDOWN,
-        checkpoint=out / f"teacher-{steps}.checkpoint",
-        report=lambda step, loss: console.print(f"teacher: step {step} of {steps}, loss {loss:.4f}, {elapsed()}"),
-    )
+    for number, (steps, lr, cooldown, shares) in enumerate(STAGES):
+        steps = steps // shorten
+        examples = (encode(prompt, document, tokenizer) for prompt, document in documents(len(STAGES) * seed + number, shares))
+        fit(
+            teacher,
+            batches(examples, BATCH_TOKENS, random.Random(seed)),
+            steps,
+            lr,
+            cooldown=cooldown,
+            checkpoint=out / f"teacher-{number}.checkpoint",
+            report=lambda step, loss, steps=steps, number=number: console.print(
+                f"teacher, stage {number}: step {step} of {steps}, loss {loss:.4f}, {elapsed()}"
+            ),
+        )
     return teacher
 
 
@@ -117,14 +128,17 @@ def cold_start(
         score = {task: measures.accuracy(student, tokenizer, task, count=LOOK) for task in TASKS}
         if all(least * ceiling[task] <= score[task] <= most * ceiling[task] for task in TASKS):
             return student, number, score
-        lacking = [task for task in TASKS if score[task] < enough * ceiling[task]] or [*TASKS]
+        lacking = [task for task in TASKS if score[task] < enough * ceiling[task]]
+        lacking = lacking or [task for task in TASKS if score[task] <= most * ceiling[task]]  # the others are to be forgotten a little
+        if not lacking:
+            break
 
         def draws(tasks: list[str] = lacking) -> Iterator[Example]:
             while True:
                 yield rng.choice(texts[rng.choice(tasks)])
 
         fit(student, batches(draws(), BATCH_TOKENS, rng), ROUND, STUDENT_LR)
-    raise RuntimeError(f"in {MOST_ROUNDS} rounds the student came to {score}, never within {least} to {most} of the teacher on every task")
+    raise RunError(f"the student of seed {seed} came to {score}, never within {least} to {most} of the teacher on every task")
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -1,27 +1,32 @@
 """What the embedded teacher is trained on: solved problems, errors it is to set right, and answers it is to judge.
 
 A document is a list of ``(text, loss weight)`` segments. Wrong results that are only there to be recovered from carry weight 0,
-so that the teacher learns the recovery and not the error. An answer is judged by solving the problem again and then writing
-a verdict, which carries extra weight.
+so that the teacher learns the recovery and not the error. A judge solves the problem again, reads a program along up to its first
+wrong word, and ends with a verdict, which carries extra weight.
 """
 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, count, islice, takewhile
+from typing import Any
 
+from opd_bench.embedded.tokenizer import PIECES
 from opd_bench.procedural import LIMIT, Step, Stepwise
 from opd_bench.resources import task_module
 
 Document = list[tuple[str, float]]
 
 TASKS = {"arithmetic": 0.25, "equations": 0.25, "trace": 0.3, "functions": 0.2}  # name: share of the documents
+FINISH = {"arithmetic": 0.15, "equations": 0.15, "trace": 0.55, "functions": 0.15}  # at last, when only traces go wrong
+AGAIN = 5_000  # problems of a task after which those before may come again: there are few of the simplest kinds
 STEPWISE = ("arithmetic", "equations", "trace")
 
 CHECK = "\nCheck:\n"  # asks the teacher for a verdict on what stands before it
 YES, NO = "yes", "no"
-JUDGED = 0.3  # share of documents that judge an answer
+JUDGED = {"arithmetic": 0.3, "equations": 0.3, "trace": 0.3, "functions": 0.5}  # share of a task's documents that judge an answer
 VERDICT_WEIGHT = 8.0
 
 ERRING = 0.6  # share of solved stepwise documents with injected errors
@@ -43,13 +48,13 @@ def wrong_number(value: int, rng: random.Random) -> int:
 
 
 def corrected(step: Step, rng: random.Random) -> Document:
-    """``step`` with a wrong result before, after or twice instead of the right one, then the right one twice."""
-    wrong, other = f"={wrong_number(step.result, rng)}", f"={wrong_number(step.result, rng)}"
-    right = f"={step.result}"
-    (error,) = rng.choices(
-        ([(wrong, 0.0)], [(right, 1.0), (wrong, 0.0)], [(wrong, 0.0), (other, 0.0)], [(wrong, 0.0), (wrong, 0.0)]), weights=(4, 2, 2, 3)
-    )
-    return [(step.calculation, 1.0), *error, (f"{right}{right}", 1.0)]
+    """``step`` with a wrong result before the right one, after it, or two unequal ones instead of it; then the right one twice."""
+    wrong = other = wrong_number(step.result, rng)
+    while other == wrong:
+        other = wrong_number(step.result, rng)
+    slip, right = (f"={wrong}", 0.0), (f"={step.result}", 1.0)
+    (error,) = rng.choices(([slip], [right, slip], [slip, (f"={other}", 0.0)]), weights=(2, 1, 1))
+    return [(step.calculation, 1.0), *error, (2 * right[0], 1.0)]
 
 
 def recovery(problem: Stepwise, rng: random.Random) -> Document:
@@ -133,20 +138,32 @@ def answer_to(task: str, problem, right: bool, rng: random.Random) -> str:
 
 
 def judged(task: str, problem, rng: random.Random) -> Document:
-    """A written answer, the check that solves the problem again, and the verdict."""
+    """A written answer, the check of it, and the verdict: "no" follows the first word of a program that is not the reference's."""
     right = rng.random() < 0.5
     answer = answer_to(task, problem, right, rng)
-    return [(answer, 0.0), (CHECK, 0.0), (problem.solution + "\n", 1.0), (YES if right else NO, VERDICT_WEIGHT)]
+    check = common_start(answer, problem.solution) if task == "functions" else problem.solution
+    return [(answer, 0.0), (CHECK, 0.0), (check, 1.0), ("\n", VERDICT_WEIGHT), (YES if right else NO, VERDICT_WEIGHT)]
 
 
-def documents(seed: int) -> Iterator[tuple[str, Document]]:
+def common_start(one: str, other: str) -> str:
+    """The words, as the tokenizer divides them, that both texts begin with."""
+    pairs = zip(re.findall(PIECES, one), re.findall(PIECES, other), strict=False)
+    return "".join(word for word, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _problems(task: str, seed: int) -> Iterator[Any]:
+    """Endless training problems of ``task``."""
+    return chain.from_iterable(islice(task_module(task).problems("train", 1000 * seed + part), AGAIN) for part in count())
+
+
+def documents(seed: int, shares: dict[str, float] = TASKS) -> Iterator[tuple[str, Document]]:
     """Endless ``(prompt, response document)`` pairs for the teacher; an EOS with weight 1 is still to be appended."""
     rng = random.Random(f"embedded corpus {seed}")
-    streams = {task: task_module(task).problems("train", seed) for task in TASKS}
+    streams = {task: _problems(task, seed) for task in shares}
     while True:
-        (task,) = rng.choices(list(TASKS), weights=list(TASKS.values()))
+        (task,) = rng.choices(list(shares), weights=list(shares.values()))
         problem = next(streams[task])
-        if rng.random() < JUDGED:
+        if rng.random() < JUDGED[task]:
             yield problem.prompt, judged(task, problem, rng)
         elif task in STEPWISE and rng.random() < ERRING:
             yield problem.prompt, recovery(problem, rng)

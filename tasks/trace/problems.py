@@ -12,7 +12,7 @@
     i=2:8+2=10=10
     #10
 
-A problem's identity is its program. Numbers stay within 0..99; difficulty is the number of iterations, 2 to 5. Most programs
+A problem's identity is its trace: programs that run alike are one problem. Numbers stay within 0..99; difficulty is the number of iterations, 2 to 5. Most programs
 choose between two assignments by a condition on ``a`` or ``i``.
 """
 
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from opd_bench import procedural
 from opd_bench.procedural import LIMIT, Step, Stepwise
 
-VERSION = "1.0"
+VERSION = "2.0"
 SIZES = {"train": 12_000, "validation": 250, "test": 250}
 SEEDS = {"train": 41, "validation": 42, "test": 43}
 STEPS = (2, 3, 4, 5)
@@ -43,7 +43,9 @@ class Problem(Stepwise):
         body = body if self.condition else [f"  a=a{''.join(self.then)}"]
         return "\n".join([f"a={self.start}", f"for i in range({self.length}):", *body, "print(a)\n"])
 
-    identity = prompt
+    @property
+    def identity(self) -> str:
+        return self.solution
 
     def step(self, position: int, value: int) -> Step:
         operator, right = self.then if self.holds(position, value) else self.otherwise
