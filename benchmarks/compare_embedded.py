@@ -22,23 +22,26 @@ from pathlib import Path
 
 from opd_bench.store import load_sequences
 
-KINDS = {  # as printed: as `arm.json` has it
+CHARGES = {
     "sampling": "student_sample",
     "teacher, score": "teacher_score",
     "judge": "judge",
     "update": "student_update",
+}  # as in the ledger
+STAGES = {  # as in `arm.json`
+    "branches": "branches",
     "evaluation": "evaluation",
-    "evaluation on the way": "curve",
+    "evaluation and exposure on the way": "points",
     "exposure": "exposure",
 }
-PLACES = ["sampling", "teacher, generate", *list(KINDS)[1:], "harness"]
-CHARGED = {"sampling", "teacher, generate", "teacher, score", "judge", "update"}
-EVALUATION = {"evaluation", "evaluation on the way"}
+PLACES = ["sampling", "teacher, generate", *list(CHARGES)[1:], *STAGES, "harness"]
+USEFUL = {"teacher, generate", *CHARGES, "branches", "evaluation", "evaluation and exposure on the way"}
 
 
 def breakdown(arms: list[dict], corpus_s: float) -> dict[str, float]:
     """Seconds by place, summed over ``arms`` (the contents of their `arm.json`); what no place accounts for is harness."""
-    places = {place: sum(arm["seconds"].get(kind, 0.0) for arm in arms) for place, kind in KINDS.items()}
+    places = {place: sum(arm["spent"]["seconds"].get(kind, 0.0) for arm in arms if "spent" in arm) for place, kind in CHARGES.items()}
+    places |= {place: sum(arm["seconds"].get(kind, 0.0) for arm in arms) for place, kind in STAGES.items()}
     places["teacher, generate"] = corpus_s
     places["harness"] = sum(arm["wall_s"] for arm in arms) - sum(places.values())
     return {place: places[place] for place in PLACES}
@@ -47,7 +50,7 @@ def breakdown(arms: list[dict], corpus_s: float) -> dict[str, float]:
 def table(places: dict[str, float]) -> str:
     """Markdown: seconds and share of each place, and of charged compute and evaluation together."""
     total = sum(places.values()) or 1.0
-    useful = sum(seconds for place, seconds in places.items() if place in CHARGED | EVALUATION)
+    useful = sum(seconds for place, seconds in places.items() if place in USEFUL)
     rows = [*places.items(), ("all arms", sum(places.values())), ("charged compute + evaluation", useful)]
     return "\n".join(["| where | s | share |", "| :-- | --: | --: |", *(f"| {name} | {s:.1f} | {s / total:.1%} |" for name, s in rows)])
 

@@ -23,6 +23,7 @@ from opd_bench.errors import UserError
 from opd_bench.judge import Judge
 from opd_bench.ledger import Ledger
 from opd_bench.measure import divergences
+from opd_bench.methods import Method
 from opd_bench.models import Pair, load_pairs
 from opd_bench.plan import TEACHER, Job
 from opd_bench.prompts import Corpus, Stream, encode_prompts
@@ -117,60 +118,83 @@ def run(config: Config, job: Job, out: Path, report: Report) -> None:
             model = shop.pair.teacher if job.name == TEACHER else shop.pairs[job.start].student
         else:
             model = _train(shop, job, out, folder, summary, report)
-        summary["seconds"]["train"] = time.perf_counter() - start
-        _measure(shop, job, model, out, folder, summary, report)
+        summary["seconds"]["train"] = time.perf_counter() - start - summary["seconds"].get("points", 0.0)  # with branches
+        rows, seconds = _measure(shop, job, model, out, folder, ("greedy", "sampled"), report)
+        summary["seconds"] |= seconds
+        if "judge" in summary.get("spent", {}).get("flops", {}):
+            report("auditing the judge", 0.9)
+            summary["judge_auroc"] = _judge_auroc(shop, rows)
         summary["wall_s"] = time.perf_counter() - start
         store.write_json(folder / "arm.json", summary)
+    report("done", 1.0)
 
 
 def _train(shop: Workshop, job: Job, out: Path, folder: Path, summary: dict, report: Report) -> PreTrainedModel:
-    method, student = job.build(), copy.deepcopy(shop.pairs[job.start].student)
-    torch.manual_seed(job.seed)
-    engine = shop.engine(job, student, method.config.lr, out / "corpus")
-    bench, settings = shop.bench(engine, shop.config.limit), shop.config.evaluation
-    steps, curve, uncharged = [], [], 0.0
+    """Train ``job`` for its budget and for each smaller one; what those come to is scored at once, in a folder each."""
+    budgets, cooldown, steps = shop.config.budgets, shop.config.cooldown, []
+    smaller = [budgets[share] for share in shop.config.budget.points]
+    summary |= {"points": [], "seconds": {"branches": 0.0, "points": 0.0}}
+
+    def start(limit: int) -> tuple[Method, Bench]:
+        torch.manual_seed(job.seed)
+        method, student = job.build(), copy.deepcopy(shop.pairs[job.start].student)
+        return method, shop.bench(shop.engine(job, student, method.config.lr, out / "corpus"), limit)
 
     def on_step(progress: Progress) -> None:
-        nonlocal uncharged
         steps.append(asdict(progress))
         report("training", progress.share)
-        if len(curve) < settings.curve_points and progress.share >= (len(curve) + 1) / (settings.curve_points + 1):
-            begun = time.perf_counter()
-            items = shop.items(student, limit=min(settings.curve_items, settings.limit or settings.curve_items))
-            score = evaluate.scores(items, shop.suite)["score"]
-            curve.append({"share": progress.share, "flops": bench.ledger.spent, "score": score})
-            uncharged += time.perf_counter() - begun
 
-    train(method, bench, shop.counter, shop.config.cooldown, on_step)
-    ledger = bench.ledger
+    def on_branch(_: Method, branch: Bench) -> None:
+        begun, share = time.perf_counter(), shop.config.budget.points[len(summary["points"])]
+        report("training, scoring on the way", share)
+        summary["points"].append({"share": share, "spent": _spent(branch)})
+        _measure(shop, job, _student(branch), out, store.point_folder(folder, share), ("greedy",))
+        summary["seconds"]["branches"] += sum(charge.seconds for charge in branch.ledger.charges if charge.step > bench.ledger.step)
+        summary["seconds"]["points"] += time.perf_counter() - begun
+
+    method, bench = start(budgets[1.0])
+    if method.own_schedule:
+        for limit in smaller:
+            other, own = start(limit)
+            train(other, own, shop.counter, cooldown, lambda progress: None)
+            on_branch(other, own)
+        smaller = []
+    train(method, bench, shop.counter, cooldown, on_step, smaller, on_branch)
     summary |= {
-        "share_spent": ledger.share,
-        "flops": ledger.by_kind(),
-        "tokens": ledger.by_kind("tokens"),
-        "saw": ledger.saw(),
+        "share_spent": bench.ledger.share,
+        "spent": _spent(bench),
+        "saw": bench.ledger.saw(),
         "prompts": bench.position,
-        "curve": curve,
+        "own_schedule": method.own_schedule,
     }
-    summary["seconds"] |= {**ledger.by_kind("seconds"), "curve": uncharged}
-    store.write_jsonl(folder / "ledger.jsonl", (asdict(charge) for charge in ledger.charges))
+    store.write_jsonl(folder / "ledger.jsonl", (asdict(charge) for charge in bench.ledger.charges))
     store.write_jsonl(folder / "steps.jsonl", steps)
+    student = _student(bench)
     student.save_pretrained(folder)
     shop.pair.tokenizer.save_pretrained(folder)
     return student
 
 
-def _measure(shop: Workshop, job: Job, model: PreTrainedModel, out: Path, folder: Path, summary: dict, report: Report) -> None:
-    settings, begun = shop.config.evaluation, time.perf_counter()
-    rows = []
-    for place, decoding in enumerate(("greedy", "sampled")):
+def _student(bench: Bench) -> PreTrainedModel:
+    assert isinstance(bench.engine, TorchEngine)
+    return bench.engine.student
+
+
+def _spent(bench: Bench) -> dict[str, dict]:
+    return {unit: bench.ledger.by_kind(unit) for unit in ("flops", "tokens", "seconds")}
+
+
+def _measure(
+    shop: Workshop, job: Job, model: PreTrainedModel, out: Path, folder: Path, decodings: tuple[str, ...], report: Report = lambda *_: None
+) -> tuple[list[dict], dict[str, float]]:
+    """Leave the item table and the divergences of ``model`` in ``folder``; the rows, and the seconds it took by stage."""
+    settings, begun, rows = shop.config.evaluation, time.perf_counter(), []
+    for place, decoding in enumerate(decodings):
         report(f"evaluating ({decoding})", place / 3)
         items = shop.items(model, limit=settings.limit, sampled=decoding == "sampled", seed=job.seed)
         rows += [{"decoding": decoding, **asdict(item)} for item in items]
     store.write_jsonl(folder / "items.jsonl", rows)
     evaluated = time.perf_counter()
-    if any(kind == "judge" for kind in summary.get("flops", ())):
-        report("auditing the judge", 0.6)
-        summary["judge_auroc"] = _judge_auroc(shop, rows)
     report("measuring exposure bias", 2 / 3)
     if job.method or job.name != TEACHER:
         record = divergences(
@@ -183,8 +207,7 @@ def _measure(shop: Workshop, job: Job, model: PreTrainedModel, out: Path, folder
             kept=out / "corpus" / f"seed-{job.seed}" / "exposure.pt",
         )
         store.save_divergences(folder / "divergences.npz", record)
-    summary["seconds"] |= {"evaluation": evaluated - begun, "exposure": time.perf_counter() - evaluated}
-    report("done", 1.0)
+    return rows, {"evaluation": evaluated - begun, "exposure": time.perf_counter() - evaluated}
 
 
 def _judge_auroc(shop: Workshop, rows: list[dict]) -> dict[str, float | None]:

@@ -12,9 +12,10 @@ Shapes: B sequences, N response tokens of a batch.
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -67,6 +68,7 @@ class Engine(Protocol):
     def sample(self, prompts: Prompts, group: int) -> Sequences: ...
     def judge(self, sequences: Sequences) -> Judgement: ...
     def update(self, sequences: Sequences, loss: Loss, *, teacher: bool, weights_B: torch.Tensor | None, lr_scale: float) -> Updated: ...
+    def fork(self) -> Engine: ...
 
 
 @dataclass
@@ -87,6 +89,17 @@ class Bench:
         self._window: list[int] = []
         self._replay: list[int] = []
         self._shuffle = random.Random(f"replay {self.seed}")
+
+    def fork(self, limit: int) -> Bench:
+        """A bench that goes on from here by itself, as far as ``limit``; this one is left as it is."""
+        other = replace(
+            self,
+            engine=self.engine.fork(),
+            ledger=replace(self.ledger, limit=limit, charges=[*self.ledger.charges]),
+            losses=[*self.losses],
+        )
+        other._window, other._replay, other._shuffle = [*self._window], [*self._replay], copy.deepcopy(self._shuffle)
+        return other
 
     def _advance(self, count: int) -> int:
         start, self.position = self.position, self.position + count

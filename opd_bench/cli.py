@@ -1,4 +1,4 @@
-"""The command line: `opd-bench compare`, `opd-bench methods`, `opd-bench build-embedded`.
+"""The command line: `opd-bench compare`, `check`, `methods`, `ledger`, `power`, `build-embedded`.
 
 Exit codes: 0 done, 1 a run that started failed, 2 something for the user to mend (or Ctrl-C); finished work is kept.
 """
@@ -43,6 +43,16 @@ Examples:
     opd-bench compare --config mine.yaml --out results/mine
 """
 
+CHECK_EXAMPLES = """
+Examples:
+
+    opd-bench check path/to/mine.py
+
+    opd-bench check gkd_mostly_own --config mine.yaml   # with the options it has there
+
+    opd-bench check opd path/to/mine.py --json check.json
+"""
+
 
 @app.command(epilog=EXAMPLES)
 def compare(
@@ -51,6 +61,7 @@ def compare(
     methods: Annotated[str | None, typer.Option(help="comma-separated names or paths to method files")] = None,
     seeds: Annotated[int | None, typer.Option(help="training seeds per method")] = None,
     budget: Annotated[float | None, typer.Option(help="FLOPs per arm")] = None,
+    budgets: Annotated[str | None, typer.Option(help="shares of it to score at, for learning curves, such as 0.25,0.5,1")] = None,
     out: Annotated[Path | None, typer.Option(help="results folder; default results/TIER-HASH, the hash of the configuration")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="arms side by side; default one per core")] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="run everything at a size that ends in under 60 seconds")] = False,
@@ -77,6 +88,7 @@ def compare(
     overlays += [{"methods": {name.strip(): {} for name in methods.split(",") if name.strip()}}] if methods is not None else []
     overlays += [{"seeds": seeds}] if seeds is not None else []
     overlays += [{"budget": {"limit": budget}}] if budget is not None else []
+    overlays += [{"budget": {"points": _points(budgets)}}] if budgets is not None else []
     settings = load(tier, overlays)
     folder = out or Path("results") / f"{'controls' if controls else tier}-{settings.digest}"
     workers, command = jobs or os.cpu_count() or 1, shlex.join(["opd-bench", *sys.argv[1:]])
@@ -102,6 +114,44 @@ def compare(
     console.print(f"\nWritten to {folder}/: {files}.", markup=False, highlight=False)
 
 
+def _points(budgets: str) -> list[float]:
+    """The shares below 1 of ``0.25,0.5,1``."""
+    try:
+        *points, last = (float(share) for share in budgets.split(","))
+    except ValueError:
+        raise UserError(f"--budgets {budgets}: give shares of the budget separated by commas, such as 0.25,0.5,1") from None
+    if last != 1:
+        raise UserError(f"--budgets {budgets}: the last share is the whole budget, 1; change the budget itself with --budget")
+    return points
+
+
+@app.command(epilog=CHECK_EXAMPLES)
+def check(
+    methods: Annotated[list[str], typer.Argument(help="names, or paths to method files")],
+    config: Annotated[Path | None, typer.Option(help="YAML with the methods' options, as for compare")] = None,
+    json: Annotated[Path | None, typer.Option(help="write the verdicts to this file, too")] = None,
+) -> None:
+    """Say of every property of a fair arm whether the method has it, in seconds, on tiny models; exit code 1 if one is lacking.
+
+    It catches mistakes and plain cheating. It cannot prove a hostile method harmless: read a stranger's file before you run it.
+    """
+    from dataclasses import asdict
+
+    from opd_bench import conformance, store
+
+    reports = []
+    for name in methods:
+        reports.append(conformance.check(name, conformance.options_in(config, name) if config else {}))
+        console.print(conformance.text(reports[-1]), markup=False, highlight=False)
+    if len(reports) > 1:
+        console.print(f"\n{conformance.table(reports)}", markup=False, highlight=False)
+    if json:
+        with store.disk_errors():
+            store.write_json(json, [asdict(report) | {"fair": report.fair} for report in reports])
+    if unfair := [report.method for report in reports if not report.fair]:
+        raise RunError(f"not fair: {', '.join(unfair)}")
+
+
 @app.command()
 def methods() -> None:
     """List the methods that can be named, with their options."""
@@ -112,6 +162,40 @@ def methods() -> None:
         console.print(f"[bold]{name}[/bold]  {(source.cls.__doc__ or '').strip().splitlines()[0]}", highlight=False)
         for option, field in source.cls.Config.model_fields.items():
             console.print(f"    {option} = {field.default}  {field.description or ''}", highlight=False)
+
+
+@app.command()
+def ledger(
+    file: Annotated[Path, typer.Argument(help="YAML of FLOPs by arm and kind of charge, such as docs/examples/ledger.yaml")],
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
+) -> None:
+    """Compare given costs by every ledger: what an arm is said to cost depends on what is charged."""
+    from opd_bench.ledger_file import read_arms, show, to_json
+    from opd_bench.readings import compare_costs
+
+    costs = compare_costs(read_arms(file))
+    if as_json:
+        print(to_json(costs))
+    else:
+        show(costs, console)
+
+
+@app.command()
+def power(
+    folder: Annotated[Path, typer.Argument(help="results folder of a finished comparison with two seeds or more")],
+    difference: Annotated[float, typer.Option(help="true difference of greedy macro scores that should be claimed")] = 0.02,
+    methods: Annotated[str | None, typer.Option(help="comma-separated methods to be compared; default all of the run")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of tables")] = False,
+) -> None:
+    """Say how many seeds and items it takes to claim a difference, from the variances of a finished comparison."""
+    from opd_bench.power import plan_power, read_scores, show, to_json
+
+    names = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
+    plan = plan_power(*read_scores(folder), difference, names)
+    if as_json:
+        print(to_json(plan))
+    else:
+        show(plan, console)
 
 
 @app.command("build-embedded")

@@ -22,8 +22,9 @@ from opd_bench import leaderboard, plots, report, store
 from opd_bench.config import Config
 from opd_bench.errors import RunError, UserError
 from opd_bench.launch import carry_out
-from opd_bench.leaderboard import ArmRecord, CurvePoint, Leaderboard, Run
+from opd_bench.leaderboard import Leaderboard
 from opd_bench.plan import Job, describe, jobs
+from opd_bench.records import ArmRecord, CurvePoint, Run
 from opd_bench.resources import PACKAGE
 
 VERSIONS = ("opd-bench", "torch", "transformers", "lm-eval", "datasets", "numpy", "scipy")
@@ -39,8 +40,8 @@ def compare(config: Config, out: Path, command: str, workers: int, console: Cons
             with suppress(UserError):  # absent, damaged or of another version: made anew from the arms
                 return leaderboard.read(out / "leaderboard.json")
         else:
-            preflight(config, planned)
-            _write_manifest(config, out, command, planned)
+            overlap = preflight(config, planned)
+            _write_manifest(config, out, command, planned, overlap)
             store.sweep(out)
             done = len(planned) - len(missing)
             if done:
@@ -49,8 +50,8 @@ def compare(config: Config, out: Path, command: str, workers: int, console: Cons
         return publish(config, out, planned)
 
 
-def preflight(config: Config, planned: list[Job]) -> None:
-    """Everything that can be found wrong before the first step. UserError."""
+def preflight(config: Config, planned: list[Job]) -> dict[str, float]:
+    """Everything that can be found wrong before the first step. UserError. Returns the overlap of training and test items by task."""
     from opd_bench import arm, evaluate
     from opd_bench.train import require_one_step
 
@@ -58,7 +59,8 @@ def preflight(config: Config, planned: list[Job]) -> None:
     evaluate.consent(shop.suite)
     for job in {job.name: job for job in planned if job.method}.values():
         with step_errors(job):
-            require_one_step(job.build(), shop.counter, config.limit)
+            require_one_step(job.build(), shop.counter, min(config.budgets.values()))
+    return evaluate.overlap(shop.suite)
 
 
 @contextmanager
@@ -85,7 +87,7 @@ def _check_folder(config: Config, out: Path) -> None:
         raise UserError(f"{out} is not empty and holds no manifest.json of a comparison; choose another --out")
 
 
-def _write_manifest(config: Config, out: Path, command: str, planned: list[Job]) -> None:
+def _write_manifest(config: Config, out: Path, command: str, planned: list[Job], overlap: dict[str, float]) -> None:
     """State what is compared, by what; the leaderboard and teacher text of other jobs go."""
     path = out / "manifest.json"
     described = [describe(job) for job in planned]
@@ -104,6 +106,7 @@ def _write_manifest(config: Config, out: Path, command: str, planned: list[Job])
             "shared_by_all_arms": SHARED,
             "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
             "machine": {"system": platform.system(), "processor": platform.machine()},
+            "train_test_overlap": overlap,
             "jobs": described,
         },
     )
@@ -137,47 +140,43 @@ def _done(job: Job, out: Path) -> bool:
 
 
 def _line(job: Job, out: Path) -> str:
-    summary, scores = store.read_json(job.folder(out) / "arm.json"), _scores(job, out, "greedy")
+    summary, scores = store.read_json(job.folder(out) / "arm.json"), _by_task(job.folder(out), "greedy")
     solved = ", ".join(f"{task.removeprefix('opd_bench_')} {values.mean():.3f}" for task, values in scores.items())
     spent = f" · budget {summary['share_spent']:.1%}" if job.method else ""
     return f"  done: {job.label} · {solved}{spent} · {summary['wall_s']:.0f} s"
 
 
-def _items(job: Job, out: Path) -> list[dict]:
-    return store.read_jsonl(job.folder(out) / "items.jsonl")
-
-
-def _scores(job: Job, out: Path, decoding: str) -> dict[str, np.ndarray]:
-    return _by_task(job, out, decoding, "score")
-
-
-def _by_task(job: Job, out: Path, decoding: str, column: str) -> dict[str, np.ndarray]:
+def _by_task(folder: Path, decoding: str, column: str = "score") -> dict[str, np.ndarray]:
     """A column of the item table per task, in the order of the documents' hashes, so that arms pair up."""
     rows: dict[str, dict[str, float]] = {}
-    for row in _items(job, out):
+    for row in store.read_jsonl(folder / "items.jsonl"):
         if row["decoding"] == decoding:
             rows.setdefault(row["task"], {})[row["doc"]] = row[column]
     return {task: np.array([values[doc] for doc in sorted(values)], float) for task, values in rows.items()}
 
 
-def _record(job: Job, out: Path, start: CurvePoint, run_weights: dict[str, float], curve_items: int, limit: int) -> ArmRecord:
+def _point(folder: Path, share: float, spent: dict) -> CurvePoint:
+    """What lies in ``folder``: a model at ``share`` of the budget, and what it had spent to get there."""
+    return CurvePoint(
+        share=share, **spent, greedy=_by_task(folder, "greedy"), divergences=store.load_divergences(folder / "divergences.npz")
+    )
+
+
+def _record(job: Job, out: Path, start: CurvePoint, limit: int) -> ArmRecord:
     folder = job.folder(out)
     summary = store.read_json(folder / "arm.json")
-    spent = sum(summary["flops"].values())
-    end = CurvePoint(summary["share_spent"], spent, _curve_score(job, out, run_weights, curve_items))
+    points = [_point(store.point_folder(folder, point["share"]), **point) for point in summary["points"]]
+    end = _point(folder, 1.0, summary["spent"])
     return ArmRecord(
         method=job.name,
         seed=job.seed,
         start=job.start,
-        share_spent=spent / limit,
-        flops=summary["flops"],
-        tokens=summary["tokens"],
+        share_spent=sum(end.flops.values()) / limit,
         wall_s=summary["wall_s"],
         saw=summary["saw"],
-        greedy=_scores(job, out, "greedy"),
-        sampled=_scores(job, out, "sampled"),
-        divergences=store.load_divergences(folder / "divergences.npz"),
-        curve=[start, *(CurvePoint(**point) for point in summary["curve"]), end],
+        sampled=_by_task(folder, "sampled"),
+        curve=[start, *points, end],
+        own_schedule=summary["own_schedule"],
         judge_auroc=_mean_known(summary.get("judge_auroc", {})),
         version=job.run_id,
     )
@@ -188,15 +187,6 @@ def _mean_known(by_task: dict[str, float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _curve_score(job: Job, out: Path, weights: dict[str, float], items: int) -> float:
-    """Greedy macro score on each task's first ``items`` documents, those the points on the way are scored on."""
-    first: dict[str, list[float]] = {}
-    for row in _items(job, out):
-        if row["decoding"] == "greedy" and len(first.setdefault(row["task"], [])) < items:
-            first[row["task"]].append(row["score"])
-    return sum(weights[task] * float(np.mean(values)) for task, values in first.items())
-
-
 def records(config: Config, out: Path, planned: list[Job]) -> tuple[Run, list[ArmRecord]]:
     """What the finished jobs left, as the leaderboard takes it."""
     from opd_bench.evaluate import load_suite
@@ -204,6 +194,8 @@ def records(config: Config, out: Path, planned: list[Job]) -> tuple[Run, list[Ar
     suite = load_suite(config.tasks.stem, config.tasks.coding, config.task_path)
     manifest = store.read_json(out / "manifest.json")
     (teacher, *starts), arms = ([job for job in planned if bool(job.method) == trained] for trained in (False, True))
+    nothing = {"flops": {}, "tokens": {}, "seconds": {}}
+    origins = [_point(start.folder(out), 0.0, nothing) for start in starts]
     run = Run(
         tier=config.tier,
         command=manifest["command"],
@@ -213,24 +205,23 @@ def records(config: Config, out: Path, planned: list[Job]) -> tuple[Run, list[Ar
         seeds=sorted({job.seed for job in arms}),
         stem=[task for task, group in suite.groups.items() if group == "stem"],
         coding=[task for task, group in suite.groups.items() if group == "coding"],
-        teacher=_scores(teacher, out, "greedy"),
-        teacher_sampled=_scores(teacher, out, "sampled"),
-        cold_starts=[_scores(start, out, "greedy") for start in starts],
-        cold_starts_sampled=[_scores(start, out, "sampled") for start in starts],
-        cold_starts_divergences=[store.load_divergences(start.folder(out) / "divergences.npz") for start in starts],
-        steps=_by_task(teacher, out, "greedy", "steps"),
+        teacher=_by_task(teacher.folder(out), "greedy"),
+        teacher_sampled=_by_task(teacher.folder(out), "sampled"),
+        cold_starts=[origin.greedy for origin in origins],
+        cold_starts_sampled=[_by_task(start.folder(out), "sampled") for start in starts],
+        cold_starts_divergences=[origin.divergences for origin in origins],
+        overlap=manifest["train_test_overlap"],
+        steps=_by_task(teacher.folder(out), "greedy", "steps"),
     )
-    items = config.evaluation.curve_items
-    origins = [CurvePoint(0.0, 0, _curve_score(start, out, run.weights, items)) for start in starts]
-    return run, [_record(job, out, origins[job.start], run.weights, items, config.limit) for job in arms]
+    return run, [_record(job, out, origins[job.start], config.limit) for job in arms]
 
 
 def publish(config: Config, out: Path, planned: list[Job]) -> Leaderboard:
     """Statistics, leaderboard, tables and plots from the files of finished jobs."""
     run, arms = records(config, out, planned)
-    board = leaderboard.assemble(run, arms, draws=config.exposure.draws)
+    board = leaderboard.assemble(run, arms, config.exposure.draws, config.gates)
     names = list(dict.fromkeys(arm.method for arm in arms))
-    plots.draw(board, run, arms, names, config.evaluation.curve_items, out)
+    plots.draw(board, run, arms, names, out)
     trained = [job for job in planned if job.method]
     charges = (
         {"method": job.name, "seed": job.seed, **row} for job in trained for row in store.read_jsonl(job.folder(out) / "ledger.jsonl")
@@ -244,10 +235,15 @@ def publish(config: Config, out: Path, planned: list[Job]) -> Leaderboard:
 
 
 def _item_table(out: Path, planned: list[Job]) -> str:
+    """Every scored item of every model, at every share of the budget it was scored at, as CSV."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     columns = ("decoding", "task", "doc", "steps", "score")
-    table.writerow(("method", "seed", "start", *columns))
+    table.writerow(("method", "seed", "start", "share", *columns))
     for job in planned:
-        table.writerows((job.name, job.seed, job.start, *(row[column] for column in columns)) for row in _items(job, out))
+        shares = [point["share"] for point in store.read_json(job.folder(out) / "arm.json").get("points", [])] + [1.0]
+        for share in shares if job.method else [0.0]:
+            folder = store.point_folder(job.folder(out), share or 1.0)
+            rows = store.read_jsonl(folder / "items.jsonl")
+            table.writerows((job.name, job.seed, job.start, share, *(row[column] for column in columns)) for row in rows)
     return text.getvalue()

@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from opd_bench.errors import UserError, did_you_mean
+from opd_bench.gates import Limits
 from opd_bench.methods import describe
 from opd_bench.resources import EMBEDDED, SIZES, TASKS, TIERS
 
@@ -30,9 +31,20 @@ class Tasks(_Part):
     path: str | None = Field(None, description="folder of task YAML; default: the tasks shipped with the package")
 
 
+Share = Annotated[float, Field(gt=0, le=0.9)]
+
+
 class Budget(_Part):
     axis: Literal["flops"] = "flops"
     limit: float = Field(gt=0, allow_inf_nan=False, description="FLOPs per arm: sampling, scoring, judging and training, nothing left out")
+    points: list[Share] = Field([], description="shares of it at which every arm is scored too, each after a cooldown of its own")
+
+    @field_validator("points")
+    @classmethod
+    def _in_order(cls, points: list[float]) -> list[float]:
+        if sorted(set(points)) != points:
+            raise ValueError("give each share once, the smallest first")
+        return points
 
 
 class JudgeText(_Part):
@@ -48,8 +60,6 @@ class JudgeText(_Part):
 class Evaluation(_Part):
     batch_size: int = Field(250, ge=1)
     limit: int | None = Field(None, ge=1, description="items per task; default all")
-    curve_points: int = Field(2, ge=0, description="evaluations on the way, for the plot of score against compute")
-    curve_items: int = Field(60, ge=1, description="items per task at these points")
 
 
 class Exposure(_Part):
@@ -70,11 +80,17 @@ class Config(_Part):
     judge: JudgeText
     evaluation: Evaluation = Evaluation()  # pyright: ignore[reportCallIssue]
     exposure: Exposure = Exposure()  # pyright: ignore[reportCallIssue]
+    gates: Limits = Limits()  # pyright: ignore[reportCallIssue]
     methods: dict[str, dict[str, Any]] = Field(min_length=1, description="name: options; `method` among them names another method or file")
 
     @property
     def limit(self) -> int:
         return int(self.budget.limit)
+
+    @property
+    def budgets(self) -> dict[float, int]:
+        """FLOPs by share of the limit: the points, then the limit itself."""
+        return {share: int(share * self.limit) for share in (*self.budget.points, 1.0)}
 
     @property
     def task_path(self) -> Path:

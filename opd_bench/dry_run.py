@@ -33,7 +33,7 @@ def show_plan(config: Config, out: Path, workers: int, console: Console) -> None
     for job in {job.name: job for job in arms}.values():
         method = job.build()
         worst = worst_case(method, full_batch(method), shop.counter)
-        seconds = _seconds_per_flop(shop, job) * config.limit
+        seconds = _seconds_per_flop(shop, job) * config.limit * (1 + config.cooldown * sum(config.budget.points))  # with the branches
         total += seconds * config.seeds
         shares = "\n".join(f"{kind} {flops / worst.spent:.0%}" for kind, flops in worst.by_kind().items())
         table.add_row(job.name, str(config.seeds), str(method.config.batch), f"{worst.spent:.2e}", shares, f"about {seconds:.0f} s")

@@ -8,9 +8,10 @@ Shapes: B sequences, T tokens, N response tokens of a micro-batch, D width of th
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from transformers import PreTrainedModel
@@ -67,6 +68,13 @@ class TorchEngine:
 
     def judge(self, sequences: Sequences) -> Judgement:
         return self.judge_model(sequences)
+
+    def fork(self) -> TorchEngine:
+        """An engine whose student, optimiser and random state go on from here by themselves; the rest is shared."""
+        other = replace(self, student=copy.deepcopy(self.student))
+        other.optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
+        other.generator.set_state(self.generator.get_state())
+        return other
 
     def update(self, sequences: Sequences, loss: Loss, *, teacher: bool, weights_B: torch.Tensor | None, lr_scale: float) -> Updated:
         weights_B = torch.ones(len(sequences)) if weights_B is None else weights_B

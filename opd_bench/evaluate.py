@@ -37,6 +37,7 @@ from opd_bench import sandbox
 from opd_bench.errors import UserError, did_you_mean
 
 GROUPS = ("stem", "coding")
+NGRAM = 13  # words in a row that two texts don't share by chance
 HFLM: Any = huggingface.HFLM  # a decorator hides its type
 # The model's own distribution, whatever its generation config says.
 SAMPLED = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
@@ -72,6 +73,26 @@ class TaskSuite:
             docs = task.training_docs() if split == "train" else task.eval_docs
             pairs += [(name, task.doc_to_text(doc)) for doc in docs]
         return pairs
+
+
+def overlap(suite: TaskSuite) -> dict[str, float]:
+    """By task, the share of its evaluation documents that are met among the training documents of any task.
+
+    Documents with an ``identity`` (procedural problems) are the same where that is; texts where the prompt shares a run of
+    ``NGRAM`` words with a training prompt, or is shorter and equal to one (as in Brown et al. 2020, arXiv 2005.14165, appendix C).
+    """
+    train: set[tuple[str, ...]] = set()
+    for task in suite.tasks.values():
+        for doc in task.training_docs():
+            train |= _fingerprints(task, doc)
+    return {name: fmean(not train.isdisjoint(_fingerprints(task, doc)) for doc in task.eval_docs) for name, task in suite.tasks.items()}
+
+
+def _fingerprints(task: Task, doc: Any) -> set[tuple[str, ...]]:
+    if "identity" in doc:
+        return {(str(doc["identity"]),)}
+    words = str(task.doc_to_text(doc)).lower().split()
+    return {tuple(words[start : start + NGRAM]) for start in range(max(1, len(words) - NGRAM + 1))}
 
 
 def load_suite(stem: list[str], coding: list[str], include_path: Path) -> TaskSuite:

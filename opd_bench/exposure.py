@@ -50,6 +50,7 @@ class Divergences:
     student_alive_NT: Bool
     teacher_NT: Array
     teacher_alive_NT: Bool
+    support: float | None = None  # top-k tokens both models name, as a share of k, on the student's rollouts
 
     def __post_init__(self) -> None:
         for side, values_NT, alive_NT in (

@@ -5,8 +5,8 @@
     board = read(folder / "leaderboard.json")
 
 The macro score is the mean of the STEM mean and the coding mean. Two families of claims cover all pairs of methods: "score" (greedy
-macro score, higher is better; it makes the ranks) and "excess" (R − l·ε in nats, lower is better). A failed gate withholds ranks and a
-note says why. After an edit of the models, ``python -m opd_bench.leaderboard`` writes the shipped schema anew.
+macro score, higher is better; it makes the ranks) and "excess" (R − l·ε in nats, lower is better). A failed gate withholds ranks and
+claims, and says why. After an edit of the models, ``python -m opd_bench.leaderboard`` writes the shipped schema anew.
 
 Shapes: S seeds, N items of a task or prompts of the exposure measurement.
 Limits: the teacher and the cold starts are given, not drawn, so their intervals are over items only; they are normal: no width
@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,70 +27,12 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from opd_bench import exposure, statistics
+from opd_bench import exposure, gates, readings, statistics
 from opd_bench.errors import RunError, UserError
+from opd_bench.records import ArmRecord, Run
 
 SCHEMA_FILE = Path(__file__).with_name("leaderboard.schema.json")
-JUDGE_SKILL = 0.6  # AUROC below which a judge is said to have none
 SCOPE = "Claims hold for this student, this teacher, these tasks and "
-
-
-# ---- what is measured -------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """Greedy macro score after ``share`` of the budget, at ``flops`` spent."""
-
-    share: float
-    flops: int
-    score: float
-
-
-@dataclass(frozen=True)
-class ArmRecord:
-    """One method trained with one seed; ``greedy`` and ``sampled`` hold N item scores in [0, 1] per task."""
-
-    method: str
-    seed: int
-    start: int  # which cold start it began from
-    share_spent: float  # of the binding budget
-    flops: dict[str, int]  # by kind of charge
-    tokens: dict[str, int]
-    wall_s: float
-    saw: list[str]  # e.g. teacher text, teacher distributions, judge
-    greedy: dict[str, np.ndarray]
-    sampled: dict[str, np.ndarray]
-    divergences: exposure.Divergences
-    curve: list[CurvePoint]
-    judge_auroc: float | None = None  # mean over tasks; None where no judge was asked
-    version: str | None = None  # of the method's source
-
-
-@dataclass(frozen=True)
-class Run:
-    """What all arms share: budget, seeds, tasks, and the models every method is compared with (N item scores per task)."""
-
-    tier: str
-    command: str
-    commit: str
-    axis: str  # the binding axis of the budget, with its unit: "FLOPs", "seconds"
-    limit: float
-    seeds: list[int]
-    stem: list[str]
-    coding: list[str]
-    teacher: dict[str, np.ndarray]
-    teacher_sampled: dict[str, np.ndarray]
-    cold_starts: list[dict[str, np.ndarray]]
-    cold_starts_sampled: list[dict[str, np.ndarray]]
-    cold_starts_divergences: list[exposure.Divergences]
-    steps: dict[str, np.ndarray]  # that each item's problem needs; NaN where its task does not say
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """Each task's weight in the macro score; a group without tasks leaves it to the other."""
-        groups = [group for group in (self.stem, self.coding) if group]
-        return {task: 1 / len(groups) / len(group) for group in groups for task in group}
 
 
 # ---- what is published ------------------------------------------------------------------------------------------------------------
@@ -156,7 +98,7 @@ class Method(Reference):
 
 
 class Claim(_Model):
-    """The difference a − b; claimed iff p after Holm is below .05, the interval excludes 0 and both kept to the budget."""
+    """The difference a − b; claimed iff p after Holm is below .05, the interval excludes 0 and no gate withholds a or b."""
 
     a: str
     b: str
@@ -168,6 +110,28 @@ class Claim(_Model):
     p_holm: float
     claimed: bool
     by_start: list[Number]  # the difference from each cold start
+
+
+class Gate(_Model):
+    """What must hold before a rank is given; null where it could not be measured or was switched off. See opd_bench.gates."""
+
+    name: str
+    held: bool | None
+    said: str
+    methods: list[str]  # whose ranks and claims it withholds when it fails
+
+
+class Reading(_Model):
+    """The methods at the largest cost that all arms reached in another ledger; see opd_bench.readings."""
+
+    ledger: str
+    question: str
+    unit: str
+    cost: Number
+    score: dict[str, Number]
+    score_by_seed: dict[str, list[Number]]
+    order: list[str]
+    turned: list[tuple[str, str]]  # ahead by the budget's ledger, behind by this one
 
 
 class Budget(_Model):
@@ -191,7 +155,9 @@ class Leaderboard(_Model):
     teacher: Reference
     cold_start: Reference
     methods: list[Method]
+    gates: list[Gate]
     claims: list[Claim]
+    readings: list[Reading]
     notes: list[str]
 
 
@@ -235,7 +201,7 @@ def read(path: Path) -> Leaderboard:
 # ---- from one to the other --------------------------------------------------------------------------------------------------------
 
 
-def assemble(run: Run, arms: list[ArmRecord], draws: int = 1000) -> Leaderboard:
+def assemble(run: Run, arms: list[ArmRecord], draws: int = 1000, limits: gates.Limits = gates.Limits()) -> Leaderboard:  # noqa: B008
     """Rank the methods of ``arms`` (every method with every seed of ``run``); ``draws`` of the bootstrap for the exposure intervals.
 
     Raises UserError where an arm is missing, RunError where an item score is missing or not finite.
@@ -244,7 +210,8 @@ def assemble(run: Run, arms: list[ArmRecord], draws: int = 1000) -> Leaderboard:
     greedy = {name: _matrices(run, group, "greedy") for name, group in by_method.items()}
     sampled = {name: _matrices(run, group, "sampled") for name, group in by_method.items()}
     excess = {name: {"prompts": np.stack([exposure.excess_matrix(arm.divergences) for arm in group])} for name, group in by_method.items()}
-    matched = [name for name, group in by_method.items() if all(0.99 <= arm.share_spent <= 1 for arm in group)]
+    checked = gates.check(run, by_method, limits)
+    fair = {*by_method} - {name for gate in checked if gate.held is False for name in gate.methods}
     start_S = np.array([arm.start for arm in next(iter(by_method.values()))])
     claims, by_start = [], []
     families: list[tuple[str, Any, dict[str, float], statistics.Better]] = [
@@ -254,13 +221,11 @@ def assemble(run: Run, arms: list[ArmRecord], draws: int = 1000) -> Leaderboard:
     for family, scores, weights, better in families:
         seed_means = {name: statistics.seed_means(tasks, weights) for name, tasks in scores.items()}
         for claim in statistics.claims(family, scores, weights, better):
-            claims.append(replace(claim, claimed=claim.claimed and {claim.a, claim.b} <= {*matched}))
+            claims.append(replace(claim, claimed=claim.claimed and {claim.a, claim.b} <= fair))
             by_start.append(_by_start(seed_means[claim.a] - seed_means[claim.b], start_S))
     start = _mean_of(run.cold_starts)
-    headroom = _over_items({task: run.teacher[task] - start[task] for task in run.weights}, run.weights)
-    has_headroom = headroom.low is not None and headroom.low > 0
     score_claims = [claim for claim in claims if claim.family == "score" and claim.claimed]
-    ranks = statistics.ranks(matched, score_claims, "higher") if has_headroom else {}
+    ranks = statistics.ranks(fair, score_claims, "higher")
 
     methods = [
         {
@@ -272,8 +237,8 @@ def assemble(run: Run, arms: list[ArmRecord], draws: int = 1000) -> Leaderboard:
             "exposure": _gap([arm.divergences for arm in group], draws),
             "spent": {
                 "share": _mean([arm.share_spent for arm in group]),
-                "flops": _mean_by_kind([arm.flops for arm in group]),
-                "tokens": _mean_by_kind([arm.tokens for arm in group]),
+                "flops": _mean_by_kind([arm.end.flops for arm in group]),
+                "tokens": _mean_by_kind([arm.end.tokens for arm in group]),
             },
             "wall_s": _mean([arm.wall_s for arm in group]),
             "judge_auroc": _mean_or_none([arm.judge_auroc for arm in group]),
@@ -282,28 +247,17 @@ def assemble(run: Run, arms: list[ArmRecord], draws: int = 1000) -> Leaderboard:
         for name, group in by_method.items()
     ]
     methods.sort(key=lambda method: (method["rank"] is None, method["rank"] or 0, -method["score"].mean))
-    teacher = {**_scores(run, run.teacher, run.teacher_sampled, _over_items), "exposure": None}
+    teacher = {**_scores(run, run.teacher, run.teacher_sampled, statistics.over_items), "exposure": None}
     start_gap = _gap(run.cold_starts_divergences, draws) if run.cold_starts_divergences else None
-    cold_start = {**_scores(run, start, _mean_of(run.cold_starts_sampled), _over_items), "exposure": start_gap}
+    cold_start = {**_scores(run, start, _mean_of(run.cold_starts_sampled), statistics.over_items), "exposure": start_gap}
 
     count = len(run.cold_starts)
     notes = [SCOPE + ("this one cold start." if count == 1 else f"the mean of these {count} cold starts.")]
     notes += _claimable(len(run.seeds), len(by_method))
-    if not has_headroom:
-        notes.append(
-            f"No headroom: the teacher's score ({teacher['score'].mean:.3f}) is not clearly above the cold start's "
-            f"({cold_start['score'].mean:.3f}), so no method is ranked."
-        )
     notes += [
-        f"{method['name']}'s judge hardly tells right from wrong (AUROC {method['judge_auroc']:.2f}): its verdicts taught nothing."
-        for method in methods
-        if (method["judge_auroc"] or 1) < JUDGE_SKILL
-    ]
-    notes += [
-        f"{name} spent {arm.share_spent:.1%} of the budget with seed {arm.seed}, outside 99–100 %: its rank and its claims are withheld."
+        f"{name} has a schedule of its own, so it was trained for each smaller budget separately, not by branches."
         for name, group in by_method.items()
-        for arm in group
-        if not 0.99 <= arm.share_spent <= 1
+        if group[0].own_schedule
     ]
     return Leaderboard.model_validate(
         {
@@ -318,9 +272,22 @@ def assemble(run: Run, arms: list[ArmRecord], draws: int = 1000) -> Leaderboard:
             "cold_start": cold_start,
             "methods": methods,
             "claims": [{**vars(claim), "by_start": starts} for claim, starts in zip(claims, by_start, strict=True)],
+            "gates": [vars(gate) for gate in checked],
+            "readings": _readings(run, by_method),
             "notes": notes,
         }
     )
+
+
+def _readings(run: Run, by_method: dict[str, list[ArmRecord]]) -> list[dict[str, Any]]:
+    """What other ledgers say of the same runs; their first is that of the budget."""
+
+    def along(arm: ArmRecord) -> list[readings.Point]:
+        spent = ({"flops": point.flops, "tokens": point.tokens, "seconds": point.seconds} for point in arm.curve)
+        return [readings.Point(by_unit, run.macro(point.greedy)) for by_unit, point in zip(spent, arm.curve, strict=True)]
+
+    found = readings.readings({name: [along(arm) for arm in group] for name, group in by_method.items()})
+    return [{**vars(one), "ledger": one.ledger.name, "question": one.ledger.question, "unit": one.ledger.unit} for one in found]
 
 
 def _by_start(difference_S: np.ndarray, start_S: np.ndarray) -> list[float]:
@@ -352,15 +319,6 @@ def _matrices(run: Run, arms: list[ArmRecord], kind: Literal["greedy", "sampled"
         if scores_N is None or scores_N.shape != run.teacher[task].shape or not np.isfinite(scores_N).all():
             raise RunError(f"{arm.method} with seed {arm.seed} lacks a finite {kind} score for each item of {task}; evaluate it again")
     return {task: np.stack([getattr(arm, kind)[task] for arm in arms]) for task in run.weights}
-
-
-def _over_items(scores: dict[str, np.ndarray], weights: dict[str, float]) -> statistics.Interval:
-    """Weighted mean of tasks of N items each, for one model; normal 95 % interval over items."""
-    mean = sum(weight * float(scores[task].mean()) for task, weight in weights.items())
-    if any(len(scores[task]) < 2 for task in weights):
-        return statistics.Interval(mean, None, None)
-    half = 1.959964 * math.sqrt(sum(weight**2 * float(scores[task].var(ddof=1)) / len(scores[task]) for task, weight in weights.items()))
-    return statistics.Interval(mean, mean - half, mean + half)
 
 
 def _scores(run: Run, greedy: dict[str, np.ndarray], sampled: dict[str, np.ndarray], interval: Any) -> dict[str, Any]:

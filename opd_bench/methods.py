@@ -38,6 +38,8 @@ class Method(ABC):
         lr: float = Field(1e-3, ge=0, description="peak learning rate of AdamW; 0 trains nothing (a control)")
         batch: int = Field(32, ge=1, description="sequences per step")
 
+    own_schedule: ClassVar[bool] = False  # True where a step depends on the whole budget: each budget is then trained for separately
+
     config: Config
 
     def __init__(self, config: Config) -> None:

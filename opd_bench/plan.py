@@ -66,7 +66,7 @@ def jobs(config: Config) -> list[Job]:
     if not config.task_path.is_dir():
         raise UserError(f"no task folder {config.task_path}")
     common = {
-        "config": config.model_dump(exclude={"tier", "seeds", "methods", "students"}),
+        "config": config.model_dump(exclude={"tier", "seeds", "methods", "students", "gates"}),
         "teacher": weights_digest(model_location(config.teacher)),
         "modules": _digest_files([PACKAGE / f"{name}.py" for name in MODULES]),
         "tasks": _digest_files([path for path in config.task_path.rglob("*") if path.suffix in (".py", ".yaml")]),

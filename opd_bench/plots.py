@@ -1,6 +1,6 @@
 """The figures of a leaderboard, as PNG files whose bytes depend on the data alone.
 
-    draw(board, run, arms, ["sft", "offline_kd", "opd"], 60, folder)
+    draw(board, run, arms, ["sft", "offline_kd", "opd"], folder)
 
 ``methods`` fixes the colours: a method keeps its colour in every figure and every leaderboard drawn with the same list. The colours are
 Okabe and Ito's without yellow and black; markers repeat what they say. Known limit: colours repeat after six methods, markers after five.
@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from opd_bench import exposure
-from opd_bench.leaderboard import ArmRecord, Estimate, Leaderboard, Run
+from opd_bench.leaderboard import Estimate, Leaderboard
+from opd_bench.records import ArmRecord, Run
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 MARKERS = ["o", "s", "^", "D", "v"]
@@ -29,14 +30,11 @@ PREFIXES = {"student": "own prefixes", "teacher": "teacher prefixes"}
 FEWEST_ALIVE = 0.05  # positions with a smaller share of living rollouts are too noisy to draw
 
 
-def draw(board: Leaderboard, run: Run, arms: list[ArmRecord], methods: list[str], curve_items: int, folder: Path) -> list[Path]:
-    """Write the figures of ``board`` into ``folder`` and return their paths.
-
-    ``methods`` is the order of the colours, ``curve_items`` how many items of each task the arms' curves were scored on.
-    """
+def draw(board: Leaderboard, run: Run, arms: list[ArmRecord], methods: list[str], folder: Path) -> list[Path]:
+    """Write the figures of ``board`` into ``folder`` and return their paths; ``methods`` is the order of the colours."""
     figures = {
         "score_by_method.png": score_by_method(board, methods),
-        "score_vs_compute.png": score_vs_compute(arms, methods, curve_items),
+        "score_vs_compute.png": score_vs_compute(run, arms, methods),
         "score_by_steps.png": score_by_steps(run, arms, methods),
         "divergence_by_position.png": divergence_by_position(arms, methods),
     }
@@ -69,19 +67,16 @@ def score_by_method(board: Leaderboard, methods: list[str]) -> Figure:
     return _titled(figure, "Bar: 95 % interval over seeds and items. Dots: seeds.", axes)
 
 
-def score_vs_compute(arms: list[ArmRecord], methods: list[str], curve_items: int) -> Figure:
-    """Greedy score against the FLOPs spent: mean over seeds, band from the lowest to the highest seed.
-
-    Seeds are joined point by point in order: the k-th points lie near each other in compute, seldom at the same share.
-    """
+def score_vs_compute(run: Run, arms: list[ArmRecord], methods: list[str]) -> Figure:
+    """Greedy score against the FLOPs spent, from the cold start on: mean over seeds, band from the lowest to the highest seed."""
     figure = _figure(4.2)
     axes = figure.subplots()
     for name in methods:
         points = list(zip(*(arm.curve for arm in arms if arm.method == name), strict=False))
         if not points:
             continue
-        flops_KS = np.array([[point.flops for point in seeds] for seeds in points])
-        score_KS = np.array([[point.score for point in seeds] for seeds in points])
+        flops_KS = np.array([[sum(point.flops.values()) for point in seeds] for seeds in points])
+        score_KS = np.array([[run.macro(point.greedy) for point in seeds] for seeds in points])
         colour, marker = style(methods, name)
         axes.fill_between(flops_KS.mean(axis=1), score_KS.min(axis=1), score_KS.max(axis=1), color=colour, alpha=0.15, linewidth=0)
         axes.plot(flops_KS.mean(axis=1), score_KS.mean(axis=1), color=colour, marker=marker, markersize=5, label=name)
@@ -89,9 +84,7 @@ def score_vs_compute(arms: list[ArmRecord], methods: list[str], curve_items: int
     axes.set_xlabel("Compute spent (FLOPs, charged)")
     axes.set_ylabel("Macro score, greedy (fraction solved)")
     axes.grid(alpha=0.3)
-    return _titled(
-        figure, f"First {curve_items} items of each task; no cooldown before the last point. Band: lowest to highest seed.", axes
-    )
+    return _titled(figure, "Each point ends a run of its own budget, cooldown included. Band: lowest to highest seed.", axes)
 
 
 def score_by_steps(run: Run, arms: list[ArmRecord], methods: list[str]) -> Figure:

@@ -13,18 +13,22 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from opd_bench.leaderboard import Claim, Estimate, Leaderboard, Method, Reference
+from opd_bench.leaderboard import Claim, Estimate, Gate, Leaderboard, Method, Reference
 
 SCORE_COLUMNS = ["rank", "method", "score", "sampled", "STEM", "coding", "budget", "wall"]
 EXPOSURE_COLUMNS = ["method", "R", "l·ε", "R − l·ε", "ExAccErr", "allowed to see"]
 SCORE_TITLE = "Score (greedy macro; higher is better)"
 EXPOSURE_TITLE = "Exposure bias (nats; R − l·ε: added by own prefixes, lower is better)"
+READING_TITLE = "By other ledgers"
+READING_COLUMNS = ["ledger", "what it asks", "at", "methods, best first", "turned around"]
+UNITS = {"flops": "FLOPs", "seconds": "s"}
 FIGURES = {  # written by opd_bench.plots
     "score_by_method.png": "Score by method",
     "score_vs_compute.png": "Score against compute spent",
     "score_by_steps.png": "Score against the number of steps",
     "divergence_by_position.png": "Divergence by position",
 }
+NUMBERS = {*SCORE_COLUMNS, *EXPOSURE_COLUMNS} - {"method", "allowed to see"}
 REFERENCES = ("teacher", "cold start")
 NONE = "–"
 
@@ -71,6 +75,31 @@ def sentence(claim: Claim) -> str:
 def sentences(board: Leaderboard) -> list[str]:
     """All claims in words, the claimed ones first."""
     return [sentence(claim) for claim in sorted(board.claims, key=lambda claim: (not claim.claimed, claim.family != "score"))]
+
+
+def gate_lines(board: Leaderboard) -> list[str]:
+    """Every gate in words, the failed ones first."""
+    state = {True: "held", False: "FAILED", None: "not checked"}
+
+    def line(gate: Gate) -> str:
+        kept_from = "" if gate.held is not False else f" Withheld: rank and claims of {', '.join(gate.methods)}."
+        return f"{gate.name} {state[gate.held]}: {gate.said}{kept_from}"
+
+    return [line(gate) for gate in sorted(board.gates, key=lambda gate: gate.held is not False)]
+
+
+def reading_rows(board: Leaderboard) -> list[list[str]]:
+    """The cells of READING_COLUMNS, a row for each ledger."""
+    return [
+        [
+            reading.ledger,
+            reading.question,
+            NONE if reading.cost is None else f"{reading.cost:.3g} {UNITS[reading.unit]}",
+            ", ".join(f"{name} {number(reading.score[name])}" for name in reading.order) or NONE,
+            "; ".join(f"{ahead} falls behind {behind}" for ahead, behind in reading.turned) or "none",
+        ]
+        for reading in board.readings
+    ]
 
 
 def heading(board: Leaderboard) -> list[str]:
@@ -132,6 +161,12 @@ def show(board: Leaderboard, console: Console | None = None) -> None:
             cells = [escape(cell.replace(" [", "\n[").replace(", ", ",") if "[" in cell else cell) for cell in row]
             table.add_row(*cells, style="dim" if row[columns.index("method")] in REFERENCES else None)
         console.print(table)
+    for line in gate_lines(board):
+        console.print(escape(line), style="bold" if " FAILED: " in line else "dim", highlight=False)
+    console.print()
+    for ledger, _, cost, order, turned in reading_rows(board)[1:]:
+        console.print(escape(f"by the ledger {ledger!r}, at {cost}: {order}; turned around: {turned}"), highlight=False)
+    console.print()
     for line in [*sentences(board), "", *board.notes]:
         console.print(escape(line), style="bold" if line.endswith(": claimed") else None, highlight=False)
 
@@ -140,7 +175,7 @@ def markdown(board: Leaderboard) -> str:
     """The whole leaderboard as Markdown that GitHub renders, with links to the figures beside it."""
 
     def table(columns: list[str], rows: list[list[str]]) -> list[str]:
-        sides = [":--" if column in ("method", "allowed to see") else "--:" for column in columns]
+        sides = ["--:" if column in NUMBERS else ":--" for column in columns]
         return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (columns, sides, *rows)]
 
     parts = [
@@ -155,6 +190,11 @@ def markdown(board: Leaderboard) -> str:
             "Brackets are 95 % intervals over seeds and items; budget is the share spent and wall the time per arm;",
             "R and l·ε are summed over positions; –: undefined, not measured or withheld.",
         ],
+        ["## Gates"],
+        [f"- {line}" for line in gate_lines(board)],
+        [f"## {READING_TITLE}"],
+        table(READING_COLUMNS, reading_rows(board)),
+        ["Each arm's score is read from its learning curve at the largest cost that all arms reached, linear between points; untested."],
         ["## Claims"],
         [f"- {line}" for line in sentences(board)] or ["There is one method, so there is nothing to compare."],
         ["## Notes"],

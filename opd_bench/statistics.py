@@ -61,6 +61,12 @@ class Claim:
     claimed: bool
 
 
+def macro_weights(*groups: Sequence[str]) -> dict[str, float]:
+    """Each task's weight in the mean of the groups' means (STEM, coding); a group without tasks leaves its weight to the others."""
+    filled = [group for group in groups if group]
+    return {task: 1 / len(filled) / len(group) for group in filled for task in group}
+
+
 def seed_means(scores: Scores, weights: Weights) -> Array:
     """Macro score of each seed, Σ_k w_k · mean over items: S.
 
@@ -108,7 +114,18 @@ def two_way_interval(scores: Scores, weights: Weights, level: float = 0.95) -> I
     return Interval(mean, mean - half, mean + half)
 
 
-def _subtract(a: Scores, b: Scores) -> dict[str, Array]:
+def over_items(scores: Mapping[str, Array], weights: Weights) -> Interval:
+    """Weighted mean of tasks of N items each, for one model; normal 95 % interval over items, none with a single item."""
+    mean = sum(weight * float(scores[task].mean()) for task, weight in weights.items())
+    if any(len(scores[task]) < 2 for task in weights):
+        return Interval(mean, None, None)
+    variance = sum(weight**2 * float(scores[task].var(ddof=1)) / len(scores[task]) for task, weight in weights.items())
+    half = float(stats.norm.ppf(0.975)) * variance**0.5
+    return Interval(mean, mean - half, mean + half)
+
+
+def paired_scores(a: Scores, b: Scores) -> dict[str, Array]:
+    """a − b, item by item: SN by task. Raises UserError where seeds, tasks or items differ."""
     if {task: scores_SN.shape for task, scores_SN in a.items()} != {task: scores_SN.shape for task, scores_SN in b.items()}:
         raise UserError("two methods were scored on different seeds, tasks or items: evaluate both on the same ones")
     return {task: np.subtract(a[task], b[task], dtype=float) for task in a}
@@ -116,7 +133,32 @@ def _subtract(a: Scores, b: Scores) -> dict[str, Array]:
 
 def paired_difference(a: Scores, b: Scores, weights: Weights) -> Interval:
     """95 % two-way interval of a − b, paired item by item."""
-    return two_way_interval(_subtract(a, b), weights)
+    return two_way_interval(paired_scores(a, b), weights)
+
+
+def resample(count: int, draws: int, rng: np.random.Generator) -> Array:
+    """How often each of ``count`` units enters each draw of a bootstrap: (1 + draws) × count; row 0 is the sample itself."""
+    drawn = rng.multinomial(count, np.full(count, 1 / count), size=draws).astype(float)
+    return np.vstack([np.ones((1, count)), drawn])
+
+
+def recovered_share(students: Scores, starts: Scores, teacher: Mapping[str, Array], weights: Weights) -> Interval | None:
+    """Share of the gap recovered, (student − start) / (teacher − start), a ratio of macro means with its 95 % two-way interval.
+
+    Row r of ``starts`` (SN by task, as ``students``) is the cold start that seed r began from; ``teacher`` holds N scores of the same
+    items per task. None where the 95 % interval of teacher − start, over items, does not lie above zero.
+
+    The interval is the delta method's: the two-way interval of the linearised ratio, gain − share · gap per seed and item over the mean
+    gap. So it is exact where gain and gap move together, needs no draws, and has the t quantile that a bootstrap of few seeds lacks.
+    """
+    gains = paired_scores(students, starts)
+    gaps = {task: np.subtract(teacher[task], starts[task], dtype=float) for task in starts}
+    room = over_items({task: gap_SN.mean(axis=0) for task, gap_SN in gaps.items()}, weights)
+    if room.low is None or room.low <= 0:
+        return None
+    share = float(seed_means(gains, weights).mean()) / room.mean
+    error = two_way_interval({task: (gains[task] - share * gaps[task]) / room.mean for task in gains}, weights)
+    return Interval(share, *(None if bound is None else share + bound for bound in (error.low, error.high)))
 
 
 def sign_flip_p(differences_S: Array) -> float:
@@ -180,7 +222,7 @@ def claims(family: str, scores: Mapping[str, Scores], weights: Weights, better: 
     macro = {method: float(seed_means(tasks, weights).mean()) for method, tasks in scores.items()}
     methods = sorted(scores, key=macro.__getitem__, reverse=better == "higher")
     pairs = list(combinations(methods, 2))
-    ps = [sign_flip_p(seed_means(_subtract(scores[a], scores[b]), weights)) for a, b in pairs]
+    ps = [sign_flip_p(seed_means(paired_scores(scores[a], scores[b]), weights)) for a, b in pairs]
     found = []
     for (a, b), p, p_holm in zip(pairs, ps, holm(ps).tolist(), strict=True):
         gap = paired_difference(scores[a], scores[b], weights)

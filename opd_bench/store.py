@@ -2,7 +2,8 @@
 
 <out>/manifest.json                     what was compared, with what, by which command
 <out>/arms/<name>/seed-<k>/             one finished arm; its folder appears only when it is complete
-    arm.json, items.jsonl, ledger.jsonl, divergences.npz, model.safetensors, config.json
+    arm.json, items.jsonl, ledger.jsonl, steps.jsonl, divergences.npz, model.safetensors, config.json
+    at-<share>/items.jsonl, divergences.npz   the same arm at a share of the budget
 <out>/corpus/seed-<k>/chunk-<i>.pt      teacher text, shared by the arms of a seed
 """
 
@@ -100,6 +101,11 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
+def point_folder(folder: Path, share: float) -> Path:
+    """Where an arm's folder holds what it came to at ``share`` of the budget."""
+    return folder if share == 1 else folder / f"at-{share:g}"
+
+
 def sweep(out: Path) -> None:
     """Remove what a killed process left half-written."""
     for part in list(out.glob("**/.*.part")):
@@ -107,12 +113,12 @@ def sweep(out: Path) -> None:
 
 
 def save_divergences(path: Path, record: Divergences) -> None:
-    np.savez_compressed(path, **asdict(record))
+    np.savez_compressed(path, **{name: value for name, value in asdict(record).items() if value is not None})
 
 
 def load_divergences(path: Path) -> Divergences:
     with np.load(path) as arrays:
-        return Divergences(**arrays)
+        return Divergences(**{name: value if value.ndim else value.item() for name, value in arrays.items()})
 
 
 def save_sequences(path: Path, sequences: Sequences, seconds: float) -> None:

@@ -53,6 +53,9 @@ class Counter:
         checks = self._longest(sequences.length_B + self.question_tokens, self.max_check)
         return Judgement(checks, torch.full((len(sequences),), 0.5))
 
+    def fork(self) -> Counter:
+        return self
+
     def update(self, sequences: Sequences, loss: Loss, *, teacher: bool, weights_B: torch.Tensor | None, lr_scale: float) -> Updated:
         return Updated(0.0, 0.0, 0.0)
 

@@ -2,11 +2,15 @@
 
 A step begins only if its worst case fits into what is left; where the full batch no longer fits, the largest that does
 is taken and the learning rate is scaled by its share of the full one, so an arm ends just below its budget.
+
+One run serves smaller budgets too. Up to where a smaller budget's cooldown begins, a run for it would take the same steps: from there
+a copy, a *branch*, goes on with that budget, and its cooldown is charged to the branch alone (Hägele et al. 2024, arXiv 2405.18392).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from opd_bench.bench import Bench
@@ -15,6 +19,7 @@ from opd_bench.ledger import OverBudgetError
 from opd_bench.methods import Method, take_step
 from opd_bench.trace import Counter, full_batch, largest_batch, worst_case
 
+Branch = Callable[[Method, Bench], None]  # told of each branch when it has ended
 ENOUGH = 0.995  # a run this close to its budget stops instead of taking ever smaller steps
 
 
@@ -45,10 +50,25 @@ def learning_rate_scale(share: float, cooldown: float) -> float:
     return min(1.0, (1.0 - share) / cooldown) if cooldown else 1.0
 
 
-def train(method: Method, bench: Bench, counter: Counter, cooldown: float, on_step: Callable[[Progress], None]) -> None:
-    """Run ``method`` until the budget of ``bench`` is spent. RunError if the method raises or spends nothing."""
-    ledger, full = bench.ledger, full_batch(method)
+def train(
+    method: Method,
+    bench: Bench,
+    counter: Counter,
+    cooldown: float,
+    on_step: Callable[[Progress], None],
+    budgets: Sequence[int] = (),
+    on_branch: Branch = lambda method, bench: None,
+) -> None:
+    """Run ``method`` until the budget of ``bench`` is spent, with a branch for each smaller one of ``budgets`` (FLOPs).
+
+    RunError if the method raises or spends nothing.
+    """
+    ledger, full, waiting = bench.ledger, full_batch(method), sorted(budgets)
     while ledger.share < ENOUGH and (batch := largest_batch(method, counter, ledger.left)):
+        while waiting and _must_part(method, bench, counter, cooldown, waiting[0]):
+            branch, own = bench.fork(waiting.pop(0)), copy.deepcopy(method)
+            train(own, branch, counter, cooldown, lambda progress: None)
+            on_branch(own, branch)
         ledger.step += 1
         spent, updates, scale = ledger.spent, len(bench.losses), learning_rate_scale(ledger.share, cooldown) * batch / full
         bench.batch, bench.lr_scale = batch, lambda scale=scale: scale
@@ -60,3 +80,9 @@ def train(method: Method, bench: Bench, counter: Counter, cooldown: float, on_st
             raise RunError(f"{type(method).__name__}.step number {ledger.step} charged nothing; the run would never end")
         losses = bench.losses[updates:]
         on_step(Progress(ledger.step, ledger.share, sum(losses) / len(losses) if losses else float("nan")))
+
+
+def _must_part(method: Method, bench: Bench, counter: Counter, cooldown: float, limit: int) -> bool:
+    """Whether a run for ``limit`` would take another next step: its cooldown begins, or a full batch may not fit."""
+    spent = bench.ledger.spent
+    return spent >= (1 - cooldown) * limit or largest_batch(method, counter, limit - spent) < full_batch(method)

@@ -27,8 +27,8 @@ METHODS = ("sft", "offline_kd", "opd", "opd_rlaif")
 SMALL = {
     "seeds": 2,
     "max_response": 12,
-    "budget": {"limit": 5e9},
-    "evaluation": {"limit": 4, "curve_points": 1, "curve_items": 2},
+    "budget": {"limit": 5e9, "points": [0.5]},
+    "evaluation": {"limit": 4},
     "exposure": {"prompts": 2, "draws": 20},
     "judge": {"max_check": 4},
     "methods": {name: {"batch": 4} for name in METHODS},
@@ -133,10 +133,11 @@ def test_a_run_leaves_every_file_and_a_valid_leaderboard(finished):
 
 def test_the_item_table_holds_every_answer_of_every_model(finished):
     with (finished / "items.csv").open(encoding="utf-8", newline="") as file:
-        counts = Counter((row["method"], row["decoding"], row["task"]) for row in csv.DictReader(file))
+        counts = Counter((row["method"], row["share"], row["decoding"], row["task"]) for row in csv.DictReader(file))
     tasks = ("opd_bench_arithmetic", "opd_bench_equations", "opd_bench_functions", "opd_bench_trace")
-    seeds = {"teacher": 1, "cold_start": 1} | dict.fromkeys(METHODS, 2)
-    assert counts == {(name, how, task): 4 * count for name, count in seeds.items() for how in ("greedy", "sampled") for task in tasks}
+    points = [(name, "0.0", how, 1) for name in ("teacher", "cold_start") for how in ("greedy", "sampled")]
+    points += [(name, share, how, 2) for name in METHODS for share, how in (("0.5", "greedy"), ("1.0", "greedy"), ("1.0", "sampled"))]
+    assert counts == {(name, share, how, task): 4 * seeds for name, share, how, seeds in points for task in tasks}
 
 
 def test_ledger_sums_to_what_was_spent_and_every_arm_ends_one_percent_or_one_unit_below_its_budget(finished, pair_folders):
@@ -256,6 +257,19 @@ def test_one_method_alone_has_nothing_to_be_compared_with(pair_folders, tmp_path
     board = run(configured(pair_folders, seeds=1, methods={"sft": {}}), tmp_path / "run")
     assert board.claims == []
     assert "nothing to compare" in (tmp_path / "run/leaderboard.md").read_text(encoding="utf-8")
+
+
+def test_a_method_with_a_schedule_of_its_own_trains_for_each_budget_separately_and_comes_to_the_same(
+    pair_folders, finished, tmp_path, inline
+):
+    (tmp_path / "mine.py").write_text(MINE.replace("    class Config", "    own_schedule = True\n\n    class Config"))
+    board = run(configured(pair_folders, seeds=1, methods={str(tmp_path / "mine.py"): {}}), tmp_path / "run")
+    assert any("mine has a schedule of its own" in note for note in board.notes)
+    own, branched = tmp_path / "run/arms/mine/seed-0", finished / "arms/sft/seed-0"
+    for name in ("items.jsonl", "at-0.5/items.jsonl"):
+        assert (own / name).read_bytes() == (branched / name).read_bytes()
+    points = [json.loads((folder / "arm.json").read_text())["points"] for folder in (own, branched)]
+    assert [point["spent"]["flops"] for point in points[0]] == [point["spent"]["flops"] for point in points[1]]
 
 
 def test_a_method_that_fails_late_ends_the_run_and_finished_arms_are_kept(pair_folders, tmp_path, inline):

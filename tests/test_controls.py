@@ -17,14 +17,21 @@ from opd_bench.cli import main
 from opd_bench.config import load, size
 from opd_bench.embedded import controls
 from opd_bench.errors import RunError
-from opd_bench.leaderboard import ArmRecord, Leaderboard, Run, assemble
+from opd_bench.leaderboard import Leaderboard, assemble
 from opd_bench.models import load_model, load_tokenizer
+from opd_bench.records import ArmRecord, Run
 from opd_bench.resources import EMBEDDED
 
 
-def board(rates: dict[str, float], run: Run | None = None, **changes) -> Leaderboard:
+def board(rates: dict[str, float], run: Run | None = None, silent: bool = False, **changes) -> Leaderboard:
     arms: list[ArmRecord] = [replace(arm, **changes) for arm in arms_of(rates, 2)]
+    if silent:
+        arms = [replace(arm, curve=[replace(arm.end, divergences=divergences(0.0, 0.0))]) for arm in arms]
     return assemble(run or run_of(2), arms, draws=20)
+
+
+def judged(auroc: float) -> Leaderboard:
+    return board({"opd_rlaif": 0.5}, judge_auroc=auroc, saw=["judge"])
 
 
 def held(read, of: Leaderboard) -> bool:
@@ -36,23 +43,22 @@ def held(read, of: Leaderboard) -> bool:
 
 HEADROOMLESS = replace(run_of(2), teacher=items(0.5))
 MUTE_TEACHER = replace(run_of(2), teacher=items(0.0))
-SILENT = divergences(0.0, 0.0)
 
 
 @pytest.mark.parametrize(
     ("read", "expected", "other"),
     [
-        (controls.teacher_as_student, board({"opd": 0.5}, HEADROOMLESS, divergences=SILENT), board({"opd": 0.5}, HEADROOMLESS)),
+        (controls.teacher_as_student, board({"opd": 0.5}, HEADROOMLESS, silent=True), board({"opd": 0.5}, HEADROOMLESS)),
         (
             controls.teacher_as_student,
-            board({"opd": 0.5}, HEADROOMLESS, divergences=SILENT),
-            board({"opd": 0.6}, HEADROOMLESS, divergences=SILENT),
+            board({"opd": 0.5}, HEADROOMLESS, silent=True),
+            board({"opd": 0.6}, HEADROOMLESS, silent=True),
         ),
         (controls.deaf_student, board({"opd": 0.5, "sft": 0.5}), board({"opd": 0.5, "sft": 0.525})),
         (controls.no_headroom, board({"opd": 0.9}, HEADROOMLESS), board({"opd": 0.9})),
         (controls.other_protocol, board({"opd": 0.1, "sft": 0.2}, MUTE_TEACHER), board({"opd": 0.1, "sft": 0.6}, MUTE_TEACHER)),
         (controls.other_protocol, board({"opd": 0.1, "sft": 0.2}, MUTE_TEACHER), board({"opd": 0.1, "sft": 0.2}, HEADROOMLESS)),
-        (controls.random_judge, board({"opd_rlaif": 0.5}, judge_auroc=0.5), board({"opd_rlaif": 0.5}, judge_auroc=0.9)),
+        (controls.random_judge, judged(0.5), judged(0.9)),
     ],
 )
 def test_a_control_holds_on_the_outcome_it_expects_and_fails_on_another(read, expected, other):

@@ -117,12 +117,20 @@ def test_licence_is_the_full_apache_text():
 def test_time_of_a_comparison_is_accounted_for_whole():
     script = runpy.run_path(str(ROOT / "benchmarks/compare_embedded.py"))
     arms = [
-        {"wall_s": 10.0, "seconds": {"student_sample": 2.0, "student_update": 3.0, "train": 8.0, "evaluation": 1.5, "exposure": 0.5}},
-        {"wall_s": 6.0, "seconds": {"teacher_generate": 2.0, "student_update": 2.0, "train": 5.0, "evaluation": 1.0, "curve": 0.25}},
+        {
+            "wall_s": 10.0,
+            "spent": {"seconds": {"student_sample": 2.0, "student_update": 3.0}},
+            "seconds": {"train": 8.0, "evaluation": 1.5, "exposure": 0.5},
+        },
+        {
+            "wall_s": 6.0,
+            "spent": {"seconds": {"teacher_generate": 2.0, "student_update": 1.5}},
+            "seconds": {"train": 5.0, "branches": 0.5, "evaluation": 1.0, "points": 0.25},
+        },
     ]
     places = script["breakdown"](arms, corpus_s=1.75)
     assert places["teacher, generate"] == 1.75  # once, not what each arm was charged for it
-    assert places["update"] == 5.0
-    assert places["harness"] == pytest.approx(16 - (2 + 1.75 + 5 + 2.5 + 0.25 + 0.5))
+    assert (places["update"], places["branches"]) == (4.5, 0.5)
+    assert places["harness"] == pytest.approx(16 - (2 + 1.75 + 4.5 + 0.5 + 2.5 + 0.25 + 0.5))
     assert sum(places.values()) == pytest.approx(16)
     assert "| charged compute + evaluation | 11.5 | 71.9% |" in script["table"](places)

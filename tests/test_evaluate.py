@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from opd_bench.embedded.corpus import tokenizer_texts
 from opd_bench.embedded.fit import new_llama
 from opd_bench.embedded.tokenizer import train_tokenizer
 from opd_bench.errors import UserError
-from opd_bench.evaluate import Item, TaskSuite, evaluate, load_suite, scores
+from opd_bench.evaluate import Item, TaskSuite, evaluate, load_suite, overlap, scores
 from opd_bench.resources import TASKS
 
 LIMIT = 8
@@ -242,3 +243,47 @@ def test_the_stock_command_gives_the_same_items(model, tokenizer, tmp_path):
     }
     groups = json.loads(report.read_text())["groups"]
     assert groups["opd_bench_stem"]["exact_match,strict-match"] == scores(items, stem)["stem"] > 0
+
+
+@dataclass
+class Texts:
+    """A task by its prompts, with an identity where one is given."""
+
+    train: list[dict]
+    test: list[dict]
+
+    def training_docs(self):
+        return self.train
+
+    @property
+    def eval_docs(self):
+        return self.test
+
+    def doc_to_text(self, doc):
+        return doc["text"]
+
+
+def overlap_of(train, test):
+    return overlap(TaskSuite({"task": Texts(train, test)}, {"task": "stem"}))["task"]  # pyright: ignore[reportArgumentType]
+
+
+def test_procedural_items_are_met_in_training_by_identity_whatever_their_text():
+    train = [{"text": "Compute 1+2", "identity": "1+2"}]
+    test = [{"text": text, "identity": identity} for text, identity in (("What is 1+2?", "1+2"), ("Compute 1+2", "2+1"))]
+    assert overlap_of(train, test) == 0.5
+
+
+@pytest.mark.parametrize(("shared", "met"), [(12, 0.0), (13, 1.0)])
+def test_texts_are_met_in_training_by_thirteen_words_in_a_row(shared: int, met: float):
+    words = [f"word{number}" for number in range(shared)]
+    assert overlap_of([{"text": " ".join(["before", *words, "after"])}], [{"text": " ".join(["else", *words, "other"])}]) == met
+
+
+def test_short_texts_are_met_in_training_only_whole():
+    train = [{"text": "How much is  two and TWO"}]
+    assert overlap_of(train, [{"text": "how much is two and two"}, {"text": "how much is two"}]) == 0.5
+
+
+def test_no_shipped_test_item_is_met_in_training():
+    suite = load_suite(["opd_bench_stem"], ["opd_bench_coding"], TASKS)
+    assert overlap(suite) == dict.fromkeys(suite.tasks, 0.0)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, BertConfig, DynamicCache, GPT2Config, LlamaConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, BertConfig, DynamicCache, GPT2Config, LlamaConfig, PreTrainedModel, Qwen3Config
+from transformers.pytorch_utils import Conv1D
 
 from opd_bench.errors import UserError
 from opd_bench.flops import FlopCount, causal, flop_count
@@ -19,14 +20,65 @@ CONFIGS = {
     "llama-tied": LlamaConfig(**SMALL, num_key_value_heads=1, tie_word_embeddings=True),
     "qwen3": Qwen3Config(**SMALL, num_key_value_heads=2, head_dim=10),
     "gpt2": GPT2Config(vocab_size=50, n_embd=24, n_layer=2, n_head=4, n_inner=36),
+    "gpt2-without-dropout": GPT2Config(vocab_size=50, n_embd=24, n_layer=2, n_head=4, n_inner=36, resid_pdrop=0.0),
+}
+PUBLISHED = {
+    "SmolLM2-135M": LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+    ),
+    "Qwen3-0.6B": Qwen3Config(
+        vocab_size=151936,
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        tie_word_embeddings=True,
+    ),
+    "GPT-2": GPT2Config(),
+}
+TRAINED: dict[str, dict[str, Any]] = {
+    "in full": {},
+    "checkpointing": {"checkpointing": True},
+    "lora": {"lora_rank": 3},
+    "lora, checkpointing": {"lora_rank": 3, "checkpointing": True},
 }
 EVERY = pytest.mark.parametrize("name", sorted(CONFIGS))
+EVERY_WAY = pytest.mark.parametrize("how", sorted(TRAINED))
 COUNT = FlopCount(matmul_parameters=1000, attention_per_position=7)
 
 
-def eager(name: str) -> torch.nn.Module:
+class Adapted(torch.nn.Module):
+    """A frozen linear map with a low-rank adapter beside it, as peft computes it."""
+
+    def __init__(self, frozen: torch.nn.Linear | Conv1D, rank: int) -> None:
+        super().__init__()
+        inputs, outputs = frozen.weight.shape if isinstance(frozen, Conv1D) else frozen.weight.shape[::-1]
+        self.frozen, self.down, self.up = frozen, torch.nn.Linear(inputs, rank, bias=False), torch.nn.Linear(rank, outputs, bias=False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.frozen(inputs) + 0.5 * self.up(self.down(inputs))
+
+
+def eager(config: Any, lora_rank: int = 0, checkpointing: bool = False) -> PreTrainedModel:
+    """A model of random weights, ready for training in the way of ``flop_count``."""
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation="eager")
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").train()
+    if lora_rank:
+        model.requires_grad_(False)
+        for name, module in list(model.named_modules()):
+            if isinstance(module, torch.nn.Linear | Conv1D) and name != "lm_head":
+                model.set_submodule(name, Adapted(module, lora_rank))
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
 
 
 def counted(counter: FlopCounterMode) -> int:
@@ -36,20 +88,33 @@ def counted(counter: FlopCounterMode) -> int:
 
 
 @EVERY
-def test_forward_and_backward_match_torch(name: str) -> None:
-    model, ids_BT = eager(name), torch.randint(50, (3, 9), generator=torch.Generator().manual_seed(0))
-    forward = flop_count(CONFIGS[name]).forward(tokens=27, attended=3 * 9 * 9)
+@EVERY_WAY
+def test_forward_and_backward_match_torch(name: str, how: str) -> None:
+    model, ids_BT = eager(CONFIGS[name], **TRAINED[how]), torch.randint(50, (3, 9), generator=torch.Generator().manual_seed(0))
+    model.enable_input_require_grads()
+    count, square = flop_count(CONFIGS[name], **TRAINED[how]), {"tokens": 27, "attended": 3 * 9 * 9}
     with FlopCounterMode(display=False) as counter:
         loss = model(ids_BT, use_cache=False).logits.square().mean()
-    assert counted(counter) == forward
+    assert counted(counter) == count.forward(**square)
     with FlopCounterMode(display=False) as counter:
         loss.backward()
-    assert counted(counter) == 2 * forward
+    assert counted(counter) == count.backward(**square)
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+@pytest.mark.parametrize("how", ["checkpointing", "lora"])
+def test_training_published_models_as_one_would_is_within_two_percent_of_torch(name: str, how: str) -> None:
+    with torch.device("meta"):  # shapes alone, no work
+        model, ids_BT, mask = eager(PUBLISHED[name], **TRAINED[how]), torch.zeros(2, 64, dtype=torch.long), torch.zeros(2, 1, 64, 64)
+    with FlopCounterMode(display=False) as counter:
+        model(ids_BT, attention_mask=mask, use_cache=False).logits.square().mean().backward()
+    count, square = flop_count(PUBLISHED[name], **TRAINED[how]), {"tokens": 128, "attended": 2 * 64 * 64}
+    assert counted(counter) == pytest.approx(count.forward(**square) + count.backward(**square), rel=0.02)
 
 
 @EVERY
 def test_cached_decoding_matches_torch(name: str) -> None:
-    model, count = eager(name), flop_count(CONFIGS[name])
+    model, count = eager(CONFIGS[name]).eval(), flop_count(CONFIGS[name])
     prompt, response = 5, 4
     cache, ids_BT = DynamicCache(config=CONFIGS[name]), torch.ones(1, prompt, dtype=torch.long)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -61,40 +126,15 @@ def test_cached_decoding_matches_torch(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "parameters", "attention"),
+    ("name", "parameters", "attention"),
     [  # the published totals less the norms: (2 L + 1) D, with 2 L q more in Qwen3; GPT-2 also less biases and positions
-        (
-            LlamaConfig(
-                vocab_size=49152,
-                hidden_size=576,
-                intermediate_size=1536,
-                num_hidden_layers=30,
-                num_attention_heads=9,
-                num_key_value_heads=3,
-                tie_word_embeddings=True,
-            ),
-            134_515_008 - 61 * 576,  # SmolLM2-135M
-            30 * 4 * 9 * 64,
-        ),
-        (
-            Qwen3Config(
-                vocab_size=151936,
-                hidden_size=1024,
-                intermediate_size=3072,
-                num_hidden_layers=28,
-                num_attention_heads=16,
-                num_key_value_heads=8,
-                head_dim=128,
-                tie_word_embeddings=True,
-            ),
-            596_049_920 - 57 * 1024 - 56 * 128,  # Qwen3-0.6B
-            28 * 4 * 16 * 128,
-        ),
-        (GPT2Config(), 124_439_808 - 1024 * 768 - 25 * 2 * 768 - 12 * 9 * 768, 12 * 4 * 768),  # GPT-2 small
+        ("SmolLM2-135M", 134_515_008 - 61 * 576, 30 * 4 * 9 * 64),
+        ("Qwen3-0.6B", 596_049_920 - 57 * 1024 - 56 * 128, 28 * 4 * 16 * 128),
+        ("GPT-2", 124_439_808 - 1024 * 768 - 25 * 2 * 768 - 12 * 9 * 768, 12 * 4 * 768),
     ],
 )
-def test_parameters_of_published_models(config: LlamaConfig | Qwen3Config | GPT2Config, parameters: int, attention: int) -> None:
-    assert flop_count(config) == FlopCount(parameters, attention)
+def test_parameters_of_published_models(name: str, parameters: int, attention: int) -> None:
+    assert flop_count(PUBLISHED[name]) == FlopCount(parameters, attention)
 
 
 def test_tying_the_head_changes_no_cost() -> None:
@@ -127,6 +167,14 @@ def test_per_token_rates_without_attention_are_two_and_six_per_parameter() -> No
     assert plain.update(100) == 100 * 6 * 1000
     on_policy = plain.sample(20, 81) + teacher.score(100) + plain.update(100)
     assert on_policy == 100 * (2 * 1000 + 2 * 5000 + 6 * 1000)
+
+
+def test_per_token_rates_of_adapters_and_checkpointing() -> None:
+    frozen, adapters, layers = 10**6, 10**3, 6 * 10**5
+    assert FlopCount(frozen, 0, adapter_parameters=adapters).update(100) == 100 * (4 * frozen + 6 * adapters)
+    assert FlopCount(frozen, 0, recomputed_parameters=layers).update(100) == 100 * (6 * frozen + 2 * layers)
+    assert FlopCount(0, 7, recomputed_parameters=layers).update(100) == 200 * layers + 4 * FlopCount(0, 7).score(100)
+    assert FlopCount(frozen, 7, recomputed_parameters=layers).score(100) == FlopCount(frozen, 7).score(100)
 
 
 def test_batch_costs_the_sum_of_its_sequences_without_padding() -> None:

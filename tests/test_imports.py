@@ -13,11 +13,23 @@ from opd_bench.resources import BASELINES, PACKAGE
 # From the bottom up. A new module takes its place here.
 ORDER = (
     *("errors", "resources", "procedural", "statistics", "exposure", "sandbox_worker", "sandbox", "ledger", "flops", "losses"),
-    *("sequences", "store"),
+    *("readings", "curves", "sequences", "store", "records", "gates"),
     *("bench", "methods", "config", "models", "rollouts", "judge", "engine", "measure", "prompts", "trace", "train", "evaluate", "plan"),
-    *("arm", "launch", "leaderboard", "plots", "report", "compare", "dry_run", "embedded", "cli"),
+    *("watch", "conformance"),
+    *("arm", "launch", "leaderboard", "plots", "report", "power", "compare", "dry_run", "embedded", "ledger_file", "cli"),
 )
-READERS = {"statistics", "exposure", "leaderboard", "report", "plots"}  # they see recorded files, never a model
+READERS = {
+    "statistics",
+    "exposure",
+    "readings",
+    "curves",
+    "records",
+    "gates",
+    "leaderboard",
+    "report",
+    "power",
+    "plots",
+}  # they see recorded files, never a model
 WORKERS = {"bench", "engine", "rollouts", "judge", "measure", "prompts", "trace", "train", "arm", "evaluate", "models", "launch"}
 METHODS = {path.stem for path in BASELINES.glob("*.py")}
 

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from opd_bench import plots, report
 from opd_bench.exposure import Divergences
-from opd_bench.leaderboard import ArmRecord, Claim, CurvePoint, Leaderboard, Run, assemble
+from opd_bench.leaderboard import Claim, Leaderboard, assemble
+from opd_bench.records import ArmRecord, CurvePoint, Run
 
 TASKS = ["arithmetic", "functions"]
 METHODS = ["sft", "offline_kd", "opd"]
@@ -36,13 +37,17 @@ def measured(seeds: int) -> tuple[Run, list[ArmRecord]]:
     start = items(rng, 0.5), items(rng, 0.3)
     run = Run(
         "embedded", "opd-bench run embedded", "0123abc", "FLOPs", 1.5e12, list(range(seeds)), TASKS[:1], TASKS[1:],
-        items(rng, 0.95), items(rng, 0.9), [start[0]], [start[1]], [divergences(rng, 0.2)], dict.fromkeys(TASKS, np.arange(60) % 4 + 2.0),
+        items(rng, 0.95), items(rng, 0.9), [start[0]], [start[1]], [divergences(rng, 0.2)], dict.fromkeys(TASKS, 0.0),
+        dict.fromkeys(TASKS, np.arange(60) % 4 + 2.0),
     )  # fmt: skip
     arms = [
         ArmRecord(
-            method, seed, 0, 0.996, {"update": 10**12}, {"update": 10**6}, 185.0, ["teacher text"],
-            items(rng, rate), items(rng, rate - 0.2),
-            divergences(rng, growth), [CurvePoint(share, int(share * 1.5e12), rate * share) for share in (0.5, 1.0)],
+            method, seed, 0, 0.996, 185.0, ["teacher text"], items(rng, rate - 0.2),
+            [
+                CurvePoint(share, *({"student_update": int(share * total)} for total in (1.5e12, 1e6, 30)), items(rng, rate * share), gap)
+                for share in (0.5, 1.0)
+                for gap in [divergences(rng, growth)]
+            ],
         )
         for method, rate, growth in (("sft", 0.6, 0.2), ("offline_kd", 0.7, 0.1), ("opd", 0.8, 0.0))
         for seed in range(seeds)
@@ -96,8 +101,9 @@ def test_markdown_names_every_method_command_and_figure(board: Leaderboard):
 
 def test_markdown_tables_are_rectangular(board: Leaderboard):
     rows = [line for line in report.markdown(board).splitlines() if line.startswith("|")]
-    assert {row.count("|") - 1 for row in rows} == {len(report.SCORE_COLUMNS), len(report.EXPOSURE_COLUMNS)}
-    assert len(rows) == 2 + len(METHODS) + 2 + 2 + len(METHODS) + 1
+    widths = [len(columns) for columns in (report.SCORE_COLUMNS, report.EXPOSURE_COLUMNS, report.READING_COLUMNS)]
+    lengths = [2 + len(METHODS) + 2, 2 + len(METHODS) + 1, 2 + len(board.readings)]
+    assert [row.count("|") - 1 for row in rows] == [width for width, length in zip(widths, lengths, strict=True) for _ in range(length)]
 
 
 def test_the_terminal_cuts_no_cell_at_80_columns(board: Leaderboard):
@@ -112,7 +118,7 @@ def test_undefined_and_withheld_are_a_dash():
     run, arms = measured(1)
     alive_NT = np.ones((16, 4), dtype=bool)
     same = Divergences(np.zeros((16, 4)), alive_NT, np.zeros((16, 4)), alive_NT)
-    board = assemble(run, [replace(arm, divergences=same, share_spent=0.5) for arm in arms], draws=100)
+    board = assemble(run, [replace(arm, curve=[replace(arm.end, divergences=same)], share_spent=0.5) for arm in arms], draws=100)
     assert all(row[0] == report.NONE for row in report.score_rows(board)[1:-1])
     assert all(row[4] == report.NONE for row in report.exposure_rows(board)[:-1])
     for text in (report.markdown(board), shown(board, 100)):
@@ -125,8 +131,8 @@ def test_figures_are_the_linked_ones_and_the_same_bytes_every_time(board: Leader
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     second.mkdir()
-    paths = plots.draw(board, run, arms, METHODS, 60, first)
-    plots.draw(board, run, arms, METHODS, 60, second)
+    paths = plots.draw(board, run, arms, METHODS, first)
+    plots.draw(board, run, arms, METHODS, second)
     assert [path.name for path in paths] == list(report.FIGURES)
     for path in paths:
         data = path.read_bytes()
@@ -139,16 +145,15 @@ def test_one_method_with_one_seed_can_be_drawn(tmp_path: Path):
     run, arms = measured(1)
     arms = [arm for arm in arms if arm.method == "opd"]
     board = assemble(run, arms, draws=100)
-    assert all(path.stat().st_size > 5000 for path in plots.draw(board, run, arms, ["opd"], 60, tmp_path))
+    assert all(path.stat().st_size > 5000 for path in plots.draw(board, run, arms, ["opd"], tmp_path))
 
 
 def test_the_learning_curve_reaches_its_end_when_seeds_stop_at_different_shares(board: Leaderboard):
-    _, arms = measured(2)
-    end = [
-        replace(arm.curve[-1], share=0.995 + arm.seed / 1000, flops=10**12 + arm.seed * 10**9, score=0.5 + arm.seed / 10) for arm in arms
-    ]
+    run, arms = measured(2)
+    solved = {seed: dict.fromkeys(TASKS, np.arange(60) < 30 + 6 * seed) for seed in (0, 1)}
+    end = [replace(arm.end, flops={"student_update": 10**12 + arm.seed * 10**9}, greedy=solved[arm.seed]) for arm in arms]
     arms = [replace(arm, curve=[arm.curve[0], point]) for arm, point in zip(arms, end, strict=True)]
-    figure = plots.score_vs_compute(arms, METHODS, 60)
+    figure = plots.score_vs_compute(run, arms, METHODS)
     for line in figure.axes[0].lines[: len(METHODS)]:
         assert np.asarray(line.get_xdata())[-1] == pytest.approx(1.0005e12)
         assert np.asarray(line.get_ydata())[-1] == pytest.approx(0.55)

@@ -14,11 +14,16 @@ from hypothesis.extra.numpy import arrays
 from opd_bench.errors import UserError
 from opd_bench.statistics import (
     Interval,
+    auroc,
     benjamini_hochberg,
     claims,
     holm,
+    macro_weights,
+    over_items,
     paired_difference,
     ranks,
+    recovered_share,
+    resample,
     seed_means,
     seeds_needed,
     sign_flip_p,
@@ -206,6 +211,100 @@ def test_seeds_needed_is_the_first_number_that_can_claim():
     assert seeds_needed(1) == 6
     for pairs in range(1, 30):
         assert pairs * smallest_p(seeds_needed(pairs)) < 0.05 <= pairs * smallest_p(seeds_needed(pairs) - 1)
+
+
+def test_over_items_is_the_classical_interval():
+    found = over_items({"a": np.array([1.0, 0.0, 1.0, 1.0]), "b": np.array([0.0, 1.0])}, {"a": 0.5, "b": 0.5})
+    half = 1.959963984540054 * (0.25 * 0.25 / 4 + 0.25 * 0.5 / 2) ** 0.5  # variances 1/4 of four items, 1/2 of two
+    assert (found.mean, found.low, found.high) == pytest.approx((0.625, 0.625 - half, 0.625 + half))
+    assert over_items({"task": np.array([1.0])}, ONE) == Interval(1.0, None, None)
+
+
+def test_auroc_by_hand():
+    assert auroc([0.9, 0.4, 0.4, 0.1], [True, True, False, False]) == (1 + 1 + 0.5 + 1) / 4
+    assert auroc([0.1, 0.9], [True, False]) == 0
+    assert auroc([0.1, 0.9], [True, True]) is None
+
+
+def test_macro_weights_are_a_mean_of_means():
+    assert macro_weights(["a", "b"], ["c"]) == {"a": 0.25, "b": 0.25, "c": 0.5}
+    assert macro_weights(["a", "b"], []) == {"a": 0.5, "b": 0.5}
+
+
+def test_resample_begins_with_the_sample_and_draws_as_many_units():
+    drawn = resample(5, 2000, rng())
+    assert drawn.shape == (2001, 5)
+    assert (drawn[0] == 1).all()
+    assert (drawn.sum(axis=1) == 5).all()
+    assert drawn[1:].var(axis=0) == pytest.approx(np.full(5, 0.8), abs=0.1)  # binomial: 5 · 1/5 · 4/5
+
+
+# ---- share of the gap recovered ---------------------------------------------------------------------------------------------------
+
+
+def solved(rate: float, items: int = 50) -> np.ndarray:
+    return (np.arange(items) < rate * items).astype(float)
+
+
+def repeated(item_N: np.ndarray, seeds: int = 4) -> dict[str, np.ndarray]:
+    return {"task": np.repeat(item_N[None], seeds, axis=0)}
+
+
+def test_recovered_share_by_hand():
+    starts, teacher = repeated(np.array([0.0, 0.0, 1.0, 0.0])), {"task": np.array([1.0, 1.0, 1.0, 1.0])}
+    found = recovered_share(repeated(np.array([1.0, 0.0, 1.0, 0.0])), starts, teacher, ONE)
+    assert found is not None
+    assert found.mean == pytest.approx(1 / 3)  # (1/2 − 1/4) / (1 − 1/4)
+    # gain − share · gap = 2/3, −1/3, 0, −1/3 over the mean gap 3/4; nothing varies by seed, so V is that of the mean of four items
+    half = 3.182446305284263 * (np.array([2, -1, 0, -1]) / 3).std(ddof=1) / 0.75 / 2  # t(.975, 3)
+    assert (found.low, found.high) == pytest.approx((1 / 3 - half, 1 / 3 + half))
+
+
+def test_recovered_share_of_the_start_is_none_of_it_and_of_the_teacher_all():
+    starts, teacher = repeated(solved(0.4)), {"task": solved(0.9)}
+    assert recovered_share(starts, starts, teacher, ONE) == Interval(0, 0, 0)
+    found = recovered_share(repeated(solved(0.9)), starts, teacher, ONE)
+    assert found is not None
+    assert (found.mean, found.low, found.high) == pytest.approx((1, 1, 1))
+
+
+def test_each_seed_is_taken_relative_to_its_own_start():
+    # both seeds lie half-way from their start to the teacher on every item, so nothing is uncertain
+    starts, teacher_N = np.stack([0.2 * solved(1), 0.6 * solved(1)]), solved(1)
+    found = recovered_share({"task": (starts + teacher_N) / 2}, {"task": starts}, {"task": teacher_N}, ONE)
+    assert found is not None
+    assert (found.mean, found.low, found.high) == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_recovered_share_is_undefined_without_room():
+    weak = repeated(solved(0.5))
+    assert recovered_share(weak, weak, {"task": solved(0.5)}, ONE) is None
+    assert recovered_share(weak, weak, {"task": solved(0.4)}, ONE) is None
+    assert recovered_share(weak, weak, {"task": solved(0.52)}, ONE) is None  # one item of fifty: [−.02, .06]
+    assert recovered_share(weak, weak, {"task": solved(0.7)}, ONE) is not None
+
+
+def test_recovered_share_with_one_seed_has_no_bounds_and_other_items_are_refused():
+    starts, teacher = repeated(solved(0.4), 1), {"task": solved(0.9)}
+    assert recovered_share(repeated(solved(0.6), 1), starts, teacher, ONE) == Interval(pytest.approx(0.4), None, None)
+    with pytest.raises(UserError, match="different seeds, tasks or items"):
+        recovered_share(repeated(solved(0.6, 40)), starts, teacher, ONE)
+
+
+@fixed
+@given(st.floats(0.1, 10), st.floats(-5, 5), st.integers(0, 2**32 - 1))
+def test_recovered_share_knows_no_unit(scale: float, shift: float, seed: int):
+    draw = np.random.default_rng(seed)
+    starts, students, teacher_N = draw.random((5, 20)), draw.random((5, 20)), draw.random(20) + 1
+    first = recovered_share({"task": students}, {"task": starts}, {"task": teacher_N}, ONE)
+    moved = [{"task": scale * scores + shift} for scores in (students, starts, teacher_N)]
+    second = recovered_share(*moved, ONE)
+    assert first is not None
+    assert second is not None
+    assert (first.mean, first.low, first.high) == pytest.approx((second.mean, second.low, second.high), abs=1e-9)
+
+
+# ---- claims -----------------------------------------------------------------------------------------------------------------------
 
 
 def methods(seeds: int, gains: dict[str, float]) -> dict[str, dict[str, np.ndarray]]:

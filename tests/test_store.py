@@ -142,6 +142,9 @@ def test_sequences_come_back_as_they_were(tmp_path):
 def test_divergences_come_back_as_they_were(tmp_path):
     rng = np.random.default_rng(0)
     sides = [rng.random((2, 3)), np.array([[True, True, False], [True, True, True]])] * 2
-    store.save_divergences(tmp_path / "divergences.npz", Divergences(*sides))
-    for loaded, saved in zip(vars(store.load_divergences(tmp_path / "divergences.npz")).values(), sides, strict=True):
-        np.testing.assert_array_equal(loaded, saved)
+    for support in (0.75, None):
+        store.save_divergences(tmp_path / "divergences.npz", Divergences(*sides, support))
+        *loaded, last = vars(store.load_divergences(tmp_path / "divergences.npz")).values()
+        for array, saved in zip(loaded, sides, strict=True):
+            np.testing.assert_array_equal(array, saved)
+        assert last == support

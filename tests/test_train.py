@@ -80,6 +80,33 @@ def test_real_models_stay_within_one_per_cent_below(name: str, rig):
     assert 0.99 <= built.bench.ledger.share <= 1
 
 
+def weights(bench: Bench) -> torch.Tensor:
+    return torch.cat([weight.detach().flatten() for weight in bench.engine.student.parameters()])  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def amounts(bench: Bench) -> list[tuple]:
+    return [(charge.kind, charge.step, charge.tokens, charge.flops) for charge in bench.ledger.charges]
+
+
+@pytest.mark.parametrize("cooldown", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_branch_is_what_a_run_of_its_own_budget_comes_to_and_leaves_the_run_as_it_was(name: str, cooldown: float, rig):
+    def trained(limit: int, budgets: tuple[int, ...] = ()) -> tuple[Bench, list[Bench]]:
+        built, branches = rig(limit), []
+        method = find(name).build({"batch": 8})
+        train(method, built.bench, built.counter, cooldown, lambda progress: None, budgets, lambda _, branch: branches.append(branch))
+        return built.bench, branches
+
+    step = worst_case(find(name).build({"batch": 8}), 8, rig().counter).spent
+    budgets = 6 * step, 15 * step + step // 2
+    whole, branches = trained(30 * step, budgets)
+    for bench, limit in zip([*branches, whole], [*budgets, 30 * step], strict=True):
+        alone, _ = trained(limit)
+        assert amounts(bench) == amounts(alone)
+        assert bench.losses == alone.losses
+        assert torch.equal(weights(bench), weights(alone))
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_the_trace_bounds_every_real_step(name: str, rig):
     method, built = find(name).build({"batch": 4}), rig(batch=4)

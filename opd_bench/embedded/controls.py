@@ -71,6 +71,14 @@ def ranking(board: Leaderboard) -> str:
     return "ranks withheld" if unranked(board) else "ranks given"
 
 
+def failed(board: Leaderboard, name: str) -> bool:
+    return any(gate.held is False for gate in board.gates if gate.name == name)
+
+
+def state(board: Leaderboard, name: str) -> str:
+    return "failed" if failed(board, name) else "held"
+
+
 def teacher_as_student(board: Leaderboard) -> Verdict:
     gaps = [method.exposure for method in board.methods if method.exposure]
     silent = all((gap.regret.mean, gap.per_step.mean) == (0, 0) and (gap.exaccerr is None or gap.exaccerr.mean is None) for gap in gaps)
@@ -88,8 +96,7 @@ def deaf_student(board: Leaderboard) -> Verdict:
 
 
 def no_headroom(board: Leaderboard) -> Verdict:
-    said = any(note.startswith("No headroom") for note in board.notes)
-    return said and unranked(board), f"{references(board)}; {'noted' if said else 'not noted'}, {ranking(board)}"
+    return failed(board, "headroom") and unranked(board), f"{references(board)}; headroom gate {state(board, 'headroom')}, {ranking(board)}"
 
 
 def other_protocol(board: Leaderboard) -> Verdict:
@@ -99,10 +106,10 @@ def other_protocol(board: Leaderboard) -> Verdict:
 
 def random_judge(board: Leaderboard) -> Verdict:
     skill = next(method.judge_auroc for method in board.methods if method.name == "opd_rlaif")
-    said = any("hardly tells right from wrong" in note for note in board.notes)
+    caught = failed(board, "judge")
     better = [claim for claim in board.claims if claim.claimed and claim.a == "opd_rlaif" and claim.family == "score"]
-    observed = f"AUROC {'undefined' if skill is None else f'{skill:.2f}'}, {'noted' if said else 'not noted'}; {len(better)} claims for it"
-    return said and skill is not None and 0.35 < skill < 0.65 and not better, observed
+    observed = f"AUROC {'undefined' if skill is None else f'{skill:.2f}'}, judge gate {state(board, 'judge')}; {len(better)} claims for it"
+    return caught and skill is not None and 0.35 < skill < 0.65 and not better, observed
 
 
 def controls(foreign_teacher: str, methods: dict[str, dict]) -> list[Control]:
@@ -134,7 +141,7 @@ def controls(foreign_teacher: str, methods: dict[str, dict]) -> list[Control]:
         ),
         Control(
             "judge at random",
-            "verdicts by lot: AUROC between .35 and .65, the leaderboard says so, and OPD + RLAIF is claimed better than nothing",
+            "verdicts by lot: AUROC between .35 and .65, the judge gate trips, and OPD + RLAIF is claimed better than nothing",
             {"judge": {"at_random": True}, "methods": {"opd": {}, "opd_rlaif": {}}},
             random_judge,
         ),

@@ -1,0 +1,87 @@
+"""What finished arms and references left behind, as everything after training takes it: scores, charges, divergences. No model.
+
+Shapes: N items of a task or prompts of the exposure measurement.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from opd_bench import exposure
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """An arm that stopped at ``share`` of the budget, after a cooldown of its own; share 0 is its cold start.
+
+    What it spent is given by kind of charge; ``greedy`` holds N item scores in [0, 1] per task.
+    """
+
+    share: float
+    flops: dict[str, int]
+    tokens: dict[str, int]
+    seconds: dict[str, float]
+    greedy: dict[str, np.ndarray]
+    divergences: exposure.Divergences
+
+
+@dataclass(frozen=True)
+class ArmRecord:
+    """One method trained with one seed; ``sampled`` holds N item scores in [0, 1] per task, the end of ``curve`` the greedy ones."""
+
+    method: str
+    seed: int
+    start: int  # which cold start it began from
+    share_spent: float  # of the binding budget
+    wall_s: float
+    saw: list[str]  # e.g. teacher text, teacher distributions, judge
+    sampled: dict[str, np.ndarray]
+    curve: list[CurvePoint]  # from the cold start to the whole budget
+    own_schedule: bool = False  # each smaller budget was trained for separately
+    judge_auroc: float | None = None  # mean over tasks; None where no judge was asked
+    version: str | None = None  # of the method's source
+
+    @property
+    def end(self) -> CurvePoint:
+        return self.curve[-1]
+
+    @property
+    def greedy(self) -> dict[str, np.ndarray]:
+        return self.end.greedy
+
+    @property
+    def divergences(self) -> exposure.Divergences:
+        return self.end.divergences
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all arms share: budget, seeds, tasks, and the models every method is compared with (N item scores per task)."""
+
+    tier: str
+    command: str
+    commit: str
+    axis: str  # the binding axis of the budget, with its unit: "FLOPs", "seconds"
+    limit: float
+    seeds: list[int]
+    stem: list[str]
+    coding: list[str]
+    teacher: dict[str, np.ndarray]
+    teacher_sampled: dict[str, np.ndarray]
+    cold_starts: list[dict[str, np.ndarray]]
+    cold_starts_sampled: list[dict[str, np.ndarray]]
+    cold_starts_divergences: list[exposure.Divergences]
+    overlap: dict[str, float]  # share of each task's test items that are met in training
+    steps: dict[str, np.ndarray]  # that each item's problem needs; NaN where its task does not say
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Each task's weight in the macro score; a group without tasks leaves it to the other."""
+        groups = [group for group in (self.stem, self.coding) if group]
+        return {task: 1 / len(groups) / len(group) for group in groups for task in group}
+
+    def macro(self, scores: dict[str, np.ndarray]) -> float:
+        """The macro score of one model."""
+        return sum(weight * float(scores[task].mean()) for task, weight in self.weights.items())
