@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from opd_bench.losses import divergence
-from opd_bench.methods import Method
+from opd_bench.methods import Method, tunable
 
 
 class OfflineKD(Method):
@@ -11,7 +11,7 @@ class OfflineKD(Method):
 
     class Config(Method.Config):
         divergence: str = Field("forward_kl", description="any divergence of opd_bench.losses")
-        epochs: int = Field(1, ge=1, description="passes over each window of teacher text")
+        epochs: int = tunable(1, [1, 2], ge=1, description="passes over each window of teacher text")
 
     config: Config
 

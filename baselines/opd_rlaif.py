@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 
 from opd_bench.losses import divergence, policy_gradient
-from opd_bench.methods import Method
+from opd_bench.methods import Method, tunable
 
 
 def group_normalised(verdict_B: torch.Tensor, group: int) -> torch.Tensor:
@@ -23,7 +23,7 @@ class OPDWithRLAIF(Method):
 
     class Config(Method.Config):
         divergence: str = Field("reverse_kl", description="any divergence of opd_bench.losses")
-        weight: float = Field(0.1, ge=0, description="λ, the weight of the policy gradient")
+        weight: float = tunable(0.1, [0.03, 0.1, 0.3], ge=0, description="λ, the weight of the policy gradient")
         group: int = Field(4, ge=2, description="rollouts per prompt")
 
     config: Config

@@ -31,7 +31,7 @@ def trial(method: str, lr: float, limit: float, out: Path) -> dict:
     from opd_bench.train import train
 
     torch.set_num_threads(1)
-    settings = config.load("embedded", [{"budget": {"limit": limit}}])
+    settings = config.load("embedded", [{"budget": {"limit": limit, "points": []}}])
     shop = arm.workshop(settings.model_dump_json())
     job = Job(method, SEED, SEED % len(shop.pairs), method, (*settings.methods[method].items(), ("lr", lr)), "")
     student = copy.deepcopy(shop.pairs[job.start].student)
@@ -45,7 +45,7 @@ def trial(method: str, lr: float, limit: float, out: Path) -> dict:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--methods", default="sft,offline_kd,opd,opd_rlaif")
-    arguments.add_argument("--budget", type=float, default=1e12, help="FLOPs per trial")
+    arguments.add_argument("--budget", type=float, default=6e11, help="FLOPs per trial")
     arguments.add_argument("--out", type=Path, required=True)
     given = arguments.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ from opd_bench.plan import TEACHER, Job
 from opd_bench.prompts import Corpus, Stream, encode_prompts
 from opd_bench.sequences import Prompts
 from opd_bench.statistics import auroc
-from opd_bench.trace import Counter
+from opd_bench.trace import Counter, worst_case
 from opd_bench.train import Progress, train
 
 Report = Callable[[str, float], None]  # stage, share of it that is done
@@ -79,8 +79,9 @@ class Workshop:
             seed=job.seed,
         )
 
-    def bench(self, engine: TorchEngine, limit: int) -> Bench:
-        return Bench(engine, Ledger(limit), self.counter.student_flops, self.counter.teacher_flops, batch=0, seed=engine.seed)
+    def bench(self, engine: TorchEngine, limit: float) -> Bench:
+        ledger = Ledger(limit, self.config.axis)
+        return Bench(engine, ledger, self.counter.student_flops, self.counter.teacher_flops, batch=0, seed=engine.seed)
 
 
 @lru_cache(maxsize=1)
@@ -89,7 +90,7 @@ def workshop(config_json: str) -> Workshop:
     config = Config.model_validate_json(config_json)
     pairs = load_pairs([model_location(student) for student in config.students], model_location(config.teacher))
     pair = pairs[0]
-    suite = evaluate.load_suite(config.tasks.stem, config.tasks.coding, config.task_path)
+    suite = evaluate.load_suite(config.tasks.stem, config.tasks.coding, config.task_path, config.evaluation.split)
     judge = Judge.from_text(pair.teacher, pair.tokenizer, **config.judge.model_dump())
     context = min(int(model.config.max_position_embeddings) for model in (pair.student, pair.teacher))
     room = context - config.max_response
@@ -135,7 +136,7 @@ def _train(shop: Workshop, job: Job, out: Path, folder: Path, summary: dict, rep
     smaller = [budgets[share] for share in shop.config.budget.points]
     summary |= {"points": [], "seconds": {"branches": 0.0, "points": 0.0}}
 
-    def start(limit: int) -> tuple[Method, Bench]:
+    def start(limit: float) -> tuple[Method, Bench]:
         torch.manual_seed(job.seed)
         method, student = job.build(), copy.deepcopy(shop.pairs[job.start].student)
         return method, shop.bench(shop.engine(job, student, method.config.lr, out / "corpus"), limit)
@@ -149,7 +150,8 @@ def _train(shop: Workshop, job: Job, out: Path, folder: Path, summary: dict, rep
         report("training, scoring on the way", share)
         summary["points"].append({"share": share, "spent": _spent(branch)})
         _measure(shop, job, _student(branch), out, store.point_folder(folder, share), ("greedy",))
-        summary["seconds"]["branches"] += sum(charge.seconds for charge in branch.ledger.charges if charge.step > bench.ledger.step)
+        own = (charge for charge in branch.ledger.charges if charge.step > bench.ledger.step)
+        summary["seconds"]["branches"] += sum(charge.seconds for charge in own if charge.kind != "teacher_generate")  # sampled once for all
         summary["seconds"]["points"] += time.perf_counter() - begun
 
     method, bench = start(budgets[1.0])
@@ -162,6 +164,7 @@ def _train(shop: Workshop, job: Job, out: Path, folder: Path, summary: dict, rep
     train(method, bench, shop.counter, cooldown, on_step, smaller, on_branch)
     summary |= {
         "share_spent": bench.ledger.share,
+        "unit_share": worst_case(method, method.unit, shop.counter, axis=bench.ledger.axis).spent / budgets[1.0],
         "spent": _spent(bench),
         "saw": bench.ledger.saw(),
         "prompts": bench.position,

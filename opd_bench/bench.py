@@ -90,7 +90,7 @@ class Bench:
         self._replay: list[int] = []
         self._shuffle = random.Random(f"replay {self.seed}")
 
-    def fork(self, limit: int) -> Bench:
+    def fork(self, limit: float) -> Bench:
         """A bench that goes on from here by itself, as far as ``limit``; this one is left as it is."""
         other = replace(
             self,
@@ -124,7 +124,7 @@ class Bench:
         rows = range(start, start + count)
         prompts = self.engine.prompts(start, count)
         worst = self.teacher_flops.sample(prompts.lengths_B, torch.tensor(self.engine.max_response))
-        with self.ledger.reserve("teacher_generate", worst) as bill:
+        with self.ledger.reserve("teacher_generate", worst, count * self.engine.max_response) as bill:
             texts, seconds = self.engine.teacher_text(rows)
             bill.settle(_sampled(self.teacher_flops, texts), texts.response_tokens, seconds)
         self._window += rows
@@ -138,7 +138,7 @@ class Bench:
         """``group`` rollouts of the student, at temperature 1 from the full distribution, to every prompt."""
         _allowed(len(prompts) * group)
         worst = group * self.student_flops.sample(prompts.lengths_B, torch.tensor(self.engine.max_response))
-        with self.ledger.reserve("student_sample", worst) as bill:
+        with self.ledger.reserve("student_sample", worst, len(prompts) * group * self.engine.max_response) as bill:
             rollouts = self.engine.sample(prompts, group)
             bill.settle(_sampled(self.student_flops, rollouts), rollouts.response_tokens)
         return rollouts
@@ -151,7 +151,8 @@ class Bench:
         """``verdict_B``: the judge's probability, 0 to 1, that each response is right. It never sees the ground truth."""
         question, limit = self.engine.question_tokens, self.engine.max_check
         worst = self.teacher_flops.sample(sequences.length_B + question, torch.tensor(limit))
-        with self.ledger.reserve("judge", worst) as bill:
+        most = int(sequences.length_B.sum()) + (question + limit) * len(sequences)
+        with self.ledger.reserve("judge", worst, most) as bill:
             judgement = self.engine.judge(sequences)
             bill.settle(_sampled(self.teacher_flops, judgement.checks), int(judgement.checks.length_B.sum()))
         return judgement.verdict_B
@@ -169,10 +170,14 @@ class Bench:
         training = self.student_flops.update(sequences.length_B)
         scoring = self.teacher_flops.score(sequences.length_B) if signal else 0
         tokens = sequences.response_tokens
-        self.ledger.require("an update with its scoring", training + scoring)  # both or neither
-        with self.ledger.reserve("teacher_score", scoring) as scored, self.ledger.reserve("student_update", training) as trained:
+        seen = tokens if signal else 0
+        self.ledger.require({"teacher_score": (scoring, seen), "student_update": (training, tokens)})  # both or neither
+        with (
+            self.ledger.reserve("teacher_score", scoring, seen) as scored,
+            self.ledger.reserve("student_update", training, tokens) as trained,
+        ):
             done = self.engine.update(sequences, loss, teacher=signal is not None, weights_B=weights, lr_scale=self.lr_scale())
-            scored.settle(scoring, tokens if signal else 0, done.teacher_s)
+            scored.settle(scoring, seen, done.teacher_s)
             trained.settle(training, tokens, done.student_s)
         self.losses.append(done.loss)
         return done.loss

@@ -1,4 +1,4 @@
-"""The command line: `opd-bench compare`, `check`, `methods`, `ledger`, `power`, `build-embedded`.
+"""The command line: `opd-bench compare`, `tune`, `check`, `methods`, `ledger`, `power`, `build-embedded`.
 
 Exit codes: 0 done, 1 a run that started failed, 2 something for the user to mend (or Ctrl-C); finished work is kept.
 """
@@ -43,6 +43,16 @@ Examples:
     opd-bench compare --config mine.yaml --out results/mine
 """
 
+TUNE_EXAMPLES = """
+Examples:
+
+    opd-bench tune --trials 8 --out tuned
+
+    opd-bench compare --config tuned/recipe.yaml
+
+    opd-bench tune --methods opd,path/to/mine.py --trials 4 --budget 2e11 --out tuned/mine
+"""
+
 CHECK_EXAMPLES = """
 Examples:
 
@@ -60,7 +70,8 @@ def compare(
     config: Annotated[Path | None, typer.Option(help="YAML laid over the tier's")] = None,
     methods: Annotated[str | None, typer.Option(help="comma-separated names or paths to method files")] = None,
     seeds: Annotated[int | None, typer.Option(help="training seeds per method")] = None,
-    budget: Annotated[float | None, typer.Option(help="FLOPs per arm")] = None,
+    match: Annotated[str | None, typer.Option(help="what binds: flops, wall-clock, student-tokens, teacher-tokens or dollars")] = None,
+    budget: Annotated[float | None, typer.Option(help="per arm, in FLOPs, seconds, tokens or dollars, as --match says")] = None,
     budgets: Annotated[str | None, typer.Option(help="shares of it to score at, for learning curves, such as 0.25,0.5,1")] = None,
     out: Annotated[Path | None, typer.Option(help="results folder; default results/TIER-HASH, the hash of the configuration")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="arms side by side; default one per core")] = None,
@@ -85,8 +96,9 @@ def compare(
         os.environ["OPD_BENCH_UNSAFE_CODE"] = "1"
     overlays = [size(name) for name in sizes]
     overlays += [read_yaml(config)] if config else []
-    overlays += [{"methods": {name.strip(): {} for name in methods.split(",") if name.strip()}}] if methods is not None else []
+    overlays += [_chosen(methods)] if methods is not None else []
     overlays += [{"seeds": seeds}] if seeds is not None else []
+    overlays += [_matched(match, budget, overlays)] if match is not None else []
     overlays += [{"budget": {"limit": budget}}] if budget is not None else []
     overlays += [{"budget": {"points": _points(budgets)}}] if budgets is not None else []
     settings = load(tier, overlays)
@@ -114,6 +126,14 @@ def compare(
     console.print(f"\nWritten to {folder}/: {files}.", markup=False, highlight=False)
 
 
+def _matched(axis: str, budget: float | None, overlays: list[dict]) -> dict:
+    """The overlay of ``--match``; its limit must be given in the unit of the axis, not be left from another."""
+    own = [overlay["budget"] for overlay in overlays if isinstance(overlay.get("budget"), dict)]
+    if budget is None and axis != "flops" and not any(part.get("axis") == axis and "limit" in part for part in own):
+        raise UserError(f"--match {axis} needs a budget in its own unit: give --budget, too")
+    return {"budget": {"axis": axis}}
+
+
 def _points(budgets: str) -> list[float]:
     """The shares below 1 of ``0.25,0.5,1``."""
     try:
@@ -123,6 +143,33 @@ def _points(budgets: str) -> list[float]:
     if last != 1:
         raise UserError(f"--budgets {budgets}: the last share is the whole budget, 1; change the budget itself with --budget")
     return points
+
+
+@app.command(epilog=TUNE_EXAMPLES)
+def tune(
+    out: Annotated[Path, typer.Option(help="folder for trials/, trials.json and recipe.yaml")],
+    tier: Annotated[str, typer.Option(help="student, teacher, tasks and budget in one word")] = "embedded",
+    config: Annotated[Path | None, typer.Option(help="YAML laid over the tier's")] = None,
+    methods: Annotated[str | None, typer.Option(help="comma-separated names or paths to method files")] = None,
+    trials: Annotated[int, typer.Option(min=1, help="of every method, each with the whole budget")] = 8,
+    budget: Annotated[float | None, typer.Option(help="per trial; default the tier's")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="trials side by side; default one per core")] = None,
+) -> None:
+    """Give every method the same number of trials on development items, and write the best settings as a recipe.
+
+    The settings are those the methods declare to be tried; the test items are never met. The same command again resumes.
+    """
+    from opd_bench.config import load, read_yaml
+    from opd_bench.tune import tune as run
+
+    overlays = [read_yaml(config)] if config else []
+    overlays += [_chosen(methods)] if methods is not None else []
+    overlays += [{"budget": {"limit": budget}}] if budget is not None else []
+    run(load(tier, overlays), trials, out, shlex.join(["opd-bench", *sys.argv[1:]]), jobs or os.cpu_count() or 1, console)
+
+
+def _chosen(methods: str) -> dict:
+    return {"methods": {name.strip(): {} for name in methods.split(",") if name.strip()}}
 
 
 @app.command(epilog=CHECK_EXAMPLES)

@@ -27,6 +27,7 @@ from opd_bench.plan import Job, describe, jobs
 from opd_bench.records import ArmRecord, CurvePoint, Run
 from opd_bench.resources import PACKAGE
 
+SOURCES = (".", "../baselines", "../tasks")  # seen from the package
 VERSIONS = ("opd-bench", "torch", "transformers", "lm-eval", "datasets", "numpy", "scipy")
 
 
@@ -59,7 +60,7 @@ def preflight(config: Config, planned: list[Job]) -> dict[str, float]:
     evaluate.consent(shop.suite)
     for job in {job.name: job for job in planned if job.method}.values():
         with step_errors(job):
-            require_one_step(job.build(), shop.counter, min(config.budgets.values()))
+            require_one_step(job.build(), shop.counter, min(config.budgets.values()), config.axis)
     return evaluate.overlap(shop.suite)
 
 
@@ -122,14 +123,14 @@ SHARED = {
 
 
 def commit() -> str:
-    """The commit of the checkout the package runs from, marked where files differ; else the package's version."""
+    """The commit of the checkout the package runs from, marked where its sources differ; else the package's version."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=PACKAGE, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
     try:
         git("ls-files", "--error-unmatch", "__init__.py")
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no", "--", *SOURCES) else "")
     except (OSError, subprocess.SubprocessError):
         return f"opd-bench {version('opd-bench')}"
 
@@ -162,7 +163,7 @@ def _point(folder: Path, share: float, spent: dict) -> CurvePoint:
     )
 
 
-def _record(job: Job, out: Path, start: CurvePoint, limit: int) -> ArmRecord:
+def _record(job: Job, out: Path, start: CurvePoint) -> ArmRecord:
     folder = job.folder(out)
     summary = store.read_json(folder / "arm.json")
     points = [_point(store.point_folder(folder, point["share"]), **point) for point in summary["points"]]
@@ -171,7 +172,8 @@ def _record(job: Job, out: Path, start: CurvePoint, limit: int) -> ArmRecord:
         method=job.name,
         seed=job.seed,
         start=job.start,
-        share_spent=sum(end.flops.values()) / limit,
+        share_spent=summary["share_spent"],
+        unit_share=summary["unit_share"],
         wall_s=summary["wall_s"],
         saw=summary["saw"],
         sampled=_by_task(folder, "sampled"),
@@ -191,7 +193,7 @@ def records(config: Config, out: Path, planned: list[Job]) -> tuple[Run, list[Ar
     """What the finished jobs left, as the leaderboard takes it."""
     from opd_bench.evaluate import load_suite
 
-    suite = load_suite(config.tasks.stem, config.tasks.coding, config.task_path)
+    suite = load_suite(config.tasks.stem, config.tasks.coding, config.task_path, config.evaluation.split)
     manifest = store.read_json(out / "manifest.json")
     (teacher, *starts), arms = ([job for job in planned if bool(job.method) == trained] for trained in (False, True))
     nothing = {"flops": {}, "tokens": {}, "seconds": {}}
@@ -200,7 +202,7 @@ def records(config: Config, out: Path, planned: list[Job]) -> tuple[Run, list[Ar
         tier=config.tier,
         command=manifest["command"],
         commit=manifest["commit"],
-        axis="FLOPs",
+        axis=config.axis.unit,
         limit=config.limit,
         seeds=sorted({job.seed for job in arms}),
         stem=[task for task, group in suite.groups.items() if group == "stem"],
@@ -213,7 +215,7 @@ def records(config: Config, out: Path, planned: list[Job]) -> tuple[Run, list[Ar
         overlap=manifest["train_test_overlap"],
         steps=_by_task(teacher.folder(out), "greedy", "steps"),
     )
-    return run, [_record(job, out, origins[job.start], config.limit) for job in arms]
+    return run, [_record(job, out, origins[job.start]) for job in arms]
 
 
 def publish(config: Config, out: Path, planned: list[Job]) -> Leaderboard:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from opd_bench.errors import UserError, did_you_mean
 from opd_bench.gates import Limits
+from opd_bench.ledger import STUDENT_TOKENS, TEACHER_TOKENS, Axis, Dollars, Seconds, Tokens
 from opd_bench.methods import describe
 from opd_bench.resources import EMBEDDED, SIZES, TASKS, TIERS
 
@@ -31,13 +32,31 @@ class Tasks(_Part):
     path: str | None = Field(None, description="folder of task YAML; default: the tasks shipped with the package")
 
 
+ChargeKind = Literal["student_sample", "student_update", "teacher_generate", "teacher_score", "judge"]
 Share = Annotated[float, Field(gt=0, le=0.9)]
 
 
+AxisName = Literal["flops", "wall-clock", "student-tokens", "teacher-tokens", "dollars"]
+
+
+class Prices(_Part):
+    """What an arm costs in money: a price per token where a kind of charge has one, else per FLOP."""
+
+    per_exaflop: float = Field(0.0, ge=0, allow_inf_nan=False, description="dollars per 1e18 FLOPs")
+    per_million_tokens: dict[ChargeKind, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
+
+
 class Budget(_Part):
-    axis: Literal["flops"] = "flops"
-    limit: float = Field(gt=0, allow_inf_nan=False, description="FLOPs per arm: sampling, scoring, judging and training, nothing left out")
+    axis: AxisName = "flops"
+    limit: float = Field(gt=0, allow_inf_nan=False, description="per arm, in FLOPs, seconds, tokens or dollars, as the axis says")
+    prices: Prices | None = None
     points: list[Share] = Field([], description="shares of it at which every arm is scored too, each after a cooldown of its own")
+
+    @model_validator(mode="after")
+    def _priced(self) -> Self:
+        if (self.axis == "dollars") != (self.prices is not None):
+            raise ValueError("budget.prices and the axis dollars need each other: give both or neither")
+        return self
 
     @field_validator("points")
     @classmethod
@@ -58,6 +77,7 @@ class JudgeText(_Part):
 
 
 class Evaluation(_Part):
+    split: Literal["test", "validation"] = Field("test", description="validation: development items, for tuning")
     batch_size: int = Field(250, ge=1)
     limit: int | None = Field(None, ge=1, description="items per task; default all")
 
@@ -73,6 +93,7 @@ class Config(_Part):
     teacher: str
     tasks: Tasks
     seeds: int = Field(8, ge=1)
+    first_seed: int = Field(0, ge=0, description="tuning takes seeds that no leaderboard has")
     budget: Budget
     threads: int = Field(1, ge=1, description="CPU threads of an arm; another number may change the last bits of a result")
     cooldown: float = Field(0.3, ge=0, le=1, description="last share of the budget over which the learning rate falls to 0")
@@ -84,13 +105,25 @@ class Config(_Part):
     methods: dict[str, dict[str, Any]] = Field(min_length=1, description="name: options; `method` among them names another method or file")
 
     @property
-    def limit(self) -> int:
-        return int(self.budget.limit)
+    def limit(self) -> float:
+        """Of the budget, in units of its axis."""
+        return self.budget.limit
 
     @property
-    def budgets(self) -> dict[float, int]:
-        """FLOPs by share of the limit: the points, then the limit itself."""
-        return {share: int(share * self.limit) for share in (*self.budget.points, 1.0)}
+    def axis(self) -> Axis:
+        """A new axis for an arm's ledger."""
+        prices = self.budget.prices
+        if self.budget.axis == "dollars" and prices:
+            return Dollars("dollars", {**prices.per_million_tokens}, prices.per_exaflop)
+        if self.budget.axis == "wall-clock":
+            return Seconds("seconds")
+        kinds = {"student-tokens": STUDENT_TOKENS, "teacher-tokens": TEACHER_TOKENS}
+        return Tokens(self.budget.axis.replace("-", " "), kinds[self.budget.axis]) if self.budget.axis in kinds else Axis()
+
+    @property
+    def budgets(self) -> dict[float, float]:
+        """Budgets by share of the limit: the points, then the limit itself."""
+        return {share: share * self.limit for share in (*self.budget.points, 1.0)}
 
     @property
     def task_path(self) -> Path:

@@ -25,7 +25,8 @@ def show_plan(config: Config, out: Path, workers: int, console: Console) -> None
     shop = arm.workshop(config.model_dump_json())
     arms = [job for job in planned if job.method]
     table = Table(
-        title=f"{config.tier}: {len(arms)} arms of {config.limit:.2e} FLOPs, {len(arms) * config.limit:.2e} in all", box=box.SIMPLE_HEAD
+        title=f"{config.tier}: {len(arms)} arms of {config.limit:.2e} {config.axis.unit}, {len(arms) * config.limit:.2e} in all",
+        box=box.SIMPLE_HEAD,
     )
     for heading in ("method", "seeds", "batch", "FLOPs of a step\n(worst case)", "of which", "training time\nper arm"):
         table.add_column(heading)
@@ -33,10 +34,11 @@ def show_plan(config: Config, out: Path, workers: int, console: Console) -> None
     for job in {job.name: job for job in arms}.values():
         method = job.build()
         worst = worst_case(method, full_batch(method), shop.counter)
-        seconds = _seconds_per_flop(shop, job) * config.limit * (1 + config.cooldown * sum(config.budget.points))  # with the branches
+        seconds = _seconds_per_unit(shop, job) * config.limit * (1 + config.cooldown * sum(config.budget.points))  # with the branches
         total += seconds * config.seeds
-        shares = "\n".join(f"{kind} {flops / worst.spent:.0%}" for kind, flops in worst.by_kind().items())
-        table.add_row(job.name, str(config.seeds), str(method.config.batch), f"{worst.spent:.2e}", shares, f"about {seconds:.0f} s")
+        most = sum(worst.by_kind().values())
+        shares = "\n".join(f"{kind} {flops / most:.0%}" for kind, flops in worst.by_kind().items())
+        table.add_row(job.name, str(config.seeds), str(method.config.batch), f"{most:.2e}", shares, f"about {seconds:.0f} s")
     console.print(table)
     items = config.evaluation.limit or "all"
     console.print(f"Evaluation, never charged: {items} items per task, greedy and sampled, for {len(planned)} models.")
@@ -45,7 +47,8 @@ def show_plan(config: Config, out: Path, workers: int, console: Console) -> None
     console.print(f"Results would go to {out}.", markup=False, highlight=False, soft_wrap=True)
 
 
-def _seconds_per_flop(shop: arm.Workshop, job: Job) -> float:
+def _seconds_per_unit(shop: arm.Workshop, job: Job) -> float:
+    """Of the budget's axis."""
     method = job.build()
     with tempfile.TemporaryDirectory() as folder:
         engine = shop.engine(job, copy.deepcopy(shop.pairs[job.start].student), method.config.lr, Path(folder))

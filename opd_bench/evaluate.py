@@ -95,10 +95,11 @@ def _fingerprints(task: Task, doc: Any) -> set[tuple[str, ...]]:
     return {tuple(words[start : start + NGRAM]) for start in range(max(1, len(words) - NGRAM + 1))}
 
 
-def load_suite(stem: list[str], coding: list[str], include_path: Path) -> TaskSuite:
+def load_suite(stem: list[str], coding: list[str], include_path: Path, split: Literal["test", "validation"] = "test") -> TaskSuite:
     """Load tasks by the name of a task or group, from ``include_path`` first, else from those lm-eval ships.
 
-    Raises UserError for an unknown name, a task named twice, or data that cannot be had.
+    With ``split`` "validation" the evaluation documents are the development ones and the test documents are out of reach.
+    Raises UserError for an unknown name, a task named twice, a split it does not have, or data that cannot be had.
     """
     tasks: dict[str, Task] = {}
     groups: dict[str, str] = {}
@@ -119,6 +120,11 @@ def load_suite(stem: list[str], coding: list[str], include_path: Path) -> TaskSu
                     raise UserError(f"task {min(twice)!r} is named twice; name it once, under stem or coding")
                 tasks |= loaded
                 groups |= dict.fromkeys(loaded, group)
+    if split == "validation":
+        for name, task in tasks.items():
+            if not task.has_validation_docs():
+                raise UserError(f"task {name!r} has no validation split to tune on; choose a task that has one")
+            task.config.test_split = None
     if not tasks:
         raise UserError("no tasks to evaluate; name at least one under stem or coding")
     return TaskSuite(tasks, groups)

@@ -27,11 +27,13 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from opd_bench import exposure, gates, readings, statistics
+from opd_bench import curves, exposure, gates, readings, records, statistics
 from opd_bench.errors import RunError, UserError
 from opd_bench.records import ArmRecord, Run
 
 SCHEMA_FILE = Path(__file__).with_name("leaderboard.schema.json")
+TARGETS = [0.2, 0.4, 0.6]  # of the way from the cold start to the teacher, task by task
+TAUS = [1.0, 1.5, 2.0, 4.0]
 SCOPE = "Claims hold for this student, this teacher, these tasks and "
 
 
@@ -84,13 +86,26 @@ class Spent(_Model):
     tokens: dict[str, int]
 
 
+class CurvePoint(_Model):
+    """A method at a share of the budget, after a cooldown of its own."""
+
+    share: float
+    score: Estimate
+    exposure: Exposure
+
+
 class Method(Reference):
-    """One method over all its seeds; ``rank`` is null where a gate withholds it."""
+    """One method over all its seeds; ``rank`` is null where a gate withholds it.
+
+    ``recovered`` is the share of the gap between its cold starts and the teacher, null where that is not clearly above zero.
+    """
 
     name: str
     version: str | None
     rank: int | None
     score_by_seed: list[float]
+    recovered: Estimate | None
+    curve: list[CurvePoint]
     spent: Spent
     wall_s: float
     saw: list[str]
@@ -134,6 +149,25 @@ class Reading(_Model):
     turned: list[tuple[str, str]]  # ahead by the budget's ledger, behind by this one
 
 
+class Crossing(_Model):
+    """Where the method ahead at the whole budget overtakes the other for good; see opd_bench.curves."""
+
+    a: str
+    b: str
+    budget: Number
+    low: Number
+    high: Number
+    a_ahead: bool | None
+
+
+class Profile(_Model):
+    """Share of the workloads (tasks × targets) that each method solves within τ times the best method's budget (AlgoPerf)."""
+
+    targets: dict[str, list[float]]  # scores, by task
+    tau: list[float]
+    solved: dict[str, list[float]]
+
+
 class Budget(_Model):
     axis: str
     limit: float
@@ -158,6 +192,8 @@ class Leaderboard(_Model):
     gates: list[Gate]
     claims: list[Claim]
     readings: list[Reading]
+    crossings: list[Crossing]
+    profile: Profile | None
     notes: list[str]
 
 
@@ -234,6 +270,11 @@ def assemble(run: Run, arms: list[ArmRecord], draws: int = 1000, limits: gates.L
             "rank": ranks.get(name),
             **_scores(run, greedy[name], sampled[name], statistics.two_way_interval),
             "score_by_seed": statistics.seed_means(greedy[name], run.weights).tolist(),
+            "recovered": statistics.recovered_share(greedy[name], _starts(run, group), run.teacher, run.weights),
+            "curve": [
+                {"share": points[0].share, "score": score, "exposure": _gap([point.divergences for point in points], draws)}
+                for points, score in zip(_points(group), curves.band(_curve(run, group), run.weights), strict=True)
+            ],
             "exposure": _gap([arm.divergences for arm in group], draws),
             "spent": {
                 "share": _mean([arm.share_spent for arm in group]),
@@ -274,6 +315,7 @@ def assemble(run: Run, arms: list[ArmRecord], draws: int = 1000, limits: gates.L
             "claims": [{**vars(claim), "by_start": starts} for claim, starts in zip(claims, by_start, strict=True)],
             "gates": [vars(gate) for gate in checked],
             "readings": _readings(run, by_method),
+            **_along_budgets(run, by_method),
             "notes": notes,
         }
     )
@@ -286,8 +328,40 @@ def _readings(run: Run, by_method: dict[str, list[ArmRecord]]) -> list[dict[str,
         spent = ({"flops": point.flops, "tokens": point.tokens, "seconds": point.seconds} for point in arm.curve)
         return [readings.Point(by_unit, run.macro(point.greedy)) for by_unit, point in zip(spent, arm.curve, strict=True)]
 
-    found = readings.readings({name: [along(arm) for arm in group] for name, group in by_method.items()})
+    binding = next((ledger for ledger in readings.LEDGERS if ledger.unit == run.axis), readings.DATA_CHARGED)
+    found = readings.readings({name: [along(arm) for arm in group] for name, group in by_method.items()}, binding)
     return [{**vars(one), "ledger": one.ledger.name, "question": one.ledger.question, "unit": one.ledger.unit} for one in found]
+
+
+def _starts(run: Run, arms: list[ArmRecord]) -> dict[str, np.ndarray]:
+    """The item scores of the cold start each arm began from: SN by task."""
+    return {task: np.stack([run.cold_starts[arm.start][task] for arm in arms]) for task in run.weights}
+
+
+def _points(arms: list[ArmRecord]) -> list[tuple[records.CurvePoint, ...]]:
+    """The arms of a method at each budget, the cold start left out."""
+    return list(zip(*([point for point in arm.curve if point.share > 0] for arm in arms), strict=True))
+
+
+def _curve(run: Run, arms: list[ArmRecord]) -> curves.Curve:
+    points = _points(arms)
+    budgets_K = np.array([at[0].share for at in points]) * run.limit
+    return curves.Curve(budgets_K, {task: np.array([[point.greedy[task] for point in at] for at in points]) for task in run.weights})
+
+
+def _along_budgets(run: Run, by_method: dict[str, list[ArmRecord]]) -> dict[str, Any]:
+    """Crossings of every pair of methods and the performance profile; nothing where there is one budget."""
+    found = {name: _curve(run, group) for name, group in by_method.items()}
+    if any(len(curve.budgets_K) < 2 for curve in found.values()):
+        return {"crossings": [], "profile": None}
+    crossings = [{"a": a, "b": b, **vars(curves.crossing(found[a], found[b], run.weights))} for a, b in itertools.combinations(found, 2)]
+    start = _mean_of(run.cold_starts)
+    targets = {
+        task: [float(start[task].mean() + part * (run.teacher[task].mean() - start[task].mean())) for part in TARGETS]
+        for task in run.weights
+    }
+    solved = curves.performance_profile(curves.times_to_targets(found, targets), TAUS)
+    return {"crossings": crossings, "profile": {"targets": targets, "tau": TAUS, "solved": {name: list(of) for name, of in solved.items()}}}
 
 
 def _by_start(difference_S: np.ndarray, start_S: np.ndarray) -> list[float]:

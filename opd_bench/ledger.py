@@ -1,11 +1,12 @@
 """The ledger: every charge of a run, and the budget none of them may exceed.
 
     ledger = Ledger(limit=10**12)
-    with ledger.reserve("student_sample", worst_case) as bill:   # raises OverBudgetError before anything runs
+    with ledger.reserve("student_sample", worst_case, most_tokens) as bill:   # raises OverBudgetError before anything runs
         ...
-        bill.settle(flops, tokens)                               # at most the reserve; the rest is refunded
+        bill.settle(flops, tokens)                                            # at most the reserve; the rest is refunded
 
-A verb that fails inside the block is charged its whole reserve: what ran was spent.
+A verb that fails inside the block is charged its whole reserve: what ran was spent. An *axis* says what of a charge counts
+against the budget; FLOPs, tokens and seconds of all are written down whichever binds.
 """
 
 from __future__ import annotations
@@ -14,11 +15,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from opd_bench.errors import RunError
 
 # What a method was allowed to see follows from what it was charged for.
 SAW = {"teacher_generate": "teacher text", "teacher_score": "teacher distributions", "judge": "judge"}
+
+
+STUDENT_TOKENS = ("student_update",)  # tokens the student is trained on
+TEACHER_TOKENS = ("teacher_generate", "teacher_score", "judge")  # tokens the teacher writes, scores or judges with
 
 
 class OverBudgetError(RunError):
@@ -37,10 +43,77 @@ class Charge:
 
 
 @dataclass
+class Axis:
+    """What of a charge counts against the budget: FLOPs, whatever the kind, unless a subclass says otherwise."""
+
+    unit: str = "FLOPs"
+    foreseen: ClassVar[bool] = True  # what a verb may come to is known before it has run once
+
+    def of(self, kind: str, tokens: int, flops: int, seconds: float) -> float:
+        return flops
+
+    def most(self, kind: str, tokens: int, flops: int) -> float:
+        """The most a verb can come to that may take so many tokens and FLOPs."""
+        return self.of(kind, tokens, flops, 0.0)
+
+    def traced(self) -> Axis:
+        """The axis for a trace, whose verbs take no time."""
+        return self
+
+
+@dataclass
+class Tokens(Axis):
+    """The tokens of the charges of ``kinds``."""
+
+    kinds: tuple[str, ...] = ()
+
+    def of(self, kind: str, tokens: int, flops: int, seconds: float) -> float:
+        return tokens if kind in self.kinds else 0
+
+
+@dataclass
+class Dollars(Axis):
+    """``token`` dollars per million tokens for the kinds that have such a price, ``exaflop`` dollars per 1e18 FLOPs for the others."""
+
+    token: dict[str, float] = field(default_factory=dict)
+    exaflop: float = 0.0
+
+    def of(self, kind: str, tokens: int, flops: int, seconds: float) -> float:
+        return self.token[kind] * tokens / 1e6 if kind in self.token else self.exaflop * flops / 1e18
+
+
+@dataclass
+class Seconds(Axis):
+    """Wall seconds of the verbs. What one will take is unknown: FLOPs at the rate of all its kind so far, nothing at first."""
+
+    so_far: dict[str, tuple[float, int]] = field(default_factory=dict)  # seconds and FLOPs by kind
+    foreseen: ClassVar[bool] = False
+
+    def of(self, kind: str, tokens: int, flops: int, seconds: float) -> float:
+        before = self.so_far.get(kind, (0.0, 0))
+        self.so_far[kind] = before[0] + seconds, before[1] + flops
+        return seconds
+
+    def most(self, kind: str, tokens: int, flops: int) -> float:
+        seconds, measured = self.so_far.get(kind, (0.0, 0))
+        return flops * seconds / measured if measured else 0.0
+
+    def traced(self) -> Axis:
+        return _Expected(self.unit, self.so_far)
+
+
+class _Expected(Seconds):
+    """Seconds as expected, not as measured."""
+
+    def of(self, kind: str, tokens: int, flops: int, seconds: float) -> float:
+        return self.most(kind, tokens, flops)
+
+
+@dataclass
 class Bill:
     """What a running verb has settled of its reserve."""
 
-    reserved: int
+    reserved: int  # FLOPs
     flops: int | None = None
     tokens: int = 0
     seconds: float | None = None
@@ -54,15 +127,16 @@ class Bill:
 
 @dataclass
 class Ledger:
-    limit: int | None
+    limit: float | None
+    axis: Axis = field(default_factory=Axis)
     charges: list[Charge] = field(default_factory=list)
     step: int = 0
-    spent: int = 0
-    reserved: int = 0  # by verbs that are running
+    spent: float = 0
+    reserved: float = 0  # by verbs that are running
     refused: bool = False  # some verb did not fit
 
     @property
-    def left(self) -> int:
+    def left(self) -> float:
         assert self.limit is not None
         return self.limit - self.spent - self.reserved
 
@@ -71,29 +145,33 @@ class Ledger:
         """Share of the budget that is spent."""
         return self.spent / self.limit if self.limit else 0.0
 
-    def require(self, kind: str, worst_case: int) -> None:
-        """OverBudgetError unless ``worst_case`` FLOPs fit into what is left."""
-        if worst_case < 0:
-            raise RunError(f"{kind} was asked for a negative number of tokens")
-        if self.limit is not None and worst_case > self.left:
+    def require(self, needed: dict[str, tuple[int, int]]) -> float:
+        """What verbs of these kinds may come to, given their most FLOPs and tokens; OverBudgetError unless that is left."""
+        if any(flops < 0 or tokens < 0 for flops, tokens in needed.values()):
+            raise RunError(f"{' and '.join(needed)} was asked for a negative number of tokens")
+        most = sum(self.axis.most(kind, tokens, flops) for kind, (flops, tokens) in needed.items())
+        if self.limit is not None and most > self.left:
             self.refused = True
-            raise OverBudgetError(f"{kind} may cost {worst_case:.3e} FLOPs and only {self.left:.3e} of {self.limit:.3e} are left")
+            said = f"may cost {most:.3e} {self.axis.unit} and only {self.left:.3e} of {self.limit:.3e} are left"
+            raise OverBudgetError(f"{' and '.join(needed)} {said}")
+        return most
 
     @contextmanager
-    def reserve(self, kind: str, worst_case: int) -> Iterator[Bill]:
-        """Raise OverBudgetError unless ``worst_case`` FLOPs fit; charge what the block settles. Reserving nothing charges nothing."""
-        self.require(kind, worst_case)
-        bill, start = Bill(worst_case), time.perf_counter()
-        self.reserved += worst_case
+    def reserve(self, kind: str, flops: int, tokens: int = 0) -> Iterator[Bill]:
+        """Raise OverBudgetError unless so much fits; charge what the block settles. Reserving no FLOPs charges nothing."""
+        most = self.require({kind: (flops, tokens)})
+        bill, start = Bill(flops), time.perf_counter()
+        self.reserved += most
         try:
             yield bill
         finally:
-            flops = bill.reserved if bill.flops is None else bill.flops
+            self.reserved -= most
             seconds = time.perf_counter() - start if bill.seconds is None else bill.seconds
-            self.reserved -= worst_case
-            self.spent += flops
-            if worst_case:
-                self.charges.append(Charge(kind, self.step, bill.tokens, flops, seconds))
+            whole = bill.flops is None
+            charge = Charge(kind, self.step, tokens if whole else bill.tokens, flops if bill.flops is None else bill.flops, seconds)
+            if flops:
+                self.spent += self.axis.of(kind, charge.tokens, charge.flops, seconds)
+                self.charges.append(charge)
 
     def by_kind(self, unit: str = "flops") -> dict[str, int | float]:
         """``unit`` (flops, tokens or seconds) summed by kind of charge, in order of first appearance."""

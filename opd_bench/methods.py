@@ -18,13 +18,28 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from opd_bench.bench import Bench
 from opd_bench.errors import RunError, UserError, did_you_mean
 from opd_bench.resources import BASELINES, load_module
+
+
+def tunable(default: Any, values: list, **constraints: Any) -> Any:
+    """A field of ``Config`` whose ``values`` are tried by `opd-bench tune`; otherwise like pydantic's Field."""
+    return Field(default, json_schema_extra={"tune": values}, **constraints)
+
+
+def space(cls: type[Method]) -> dict[str, list]:
+    """What a method declares to be tried, by option."""
+    found = {}
+    for name, field in cls.Config.model_fields.items():
+        values = field.json_schema_extra.get("tune") if isinstance(field.json_schema_extra, dict) else None
+        if isinstance(values, list):
+            found[name] = values
+    return found
 
 
 class Method(ABC):
@@ -35,8 +50,10 @@ class Method(ABC):
 
         model_config = ConfigDict(extra="forbid", frozen=True)
 
-        lr: float = Field(1e-3, ge=0, description="peak learning rate of AdamW; 0 trains nothing (a control)")
-        batch: int = Field(32, ge=1, description="sequences per step")
+        lr: float = tunable(
+            1e-3, [5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3], ge=0, description="peak learning rate of AdamW; 0 trains nothing (a control)"
+        )
+        batch: int = tunable(32, [16, 32, 64], ge=1, description="sequences per step")
 
     own_schedule: ClassVar[bool] = False  # True where a step depends on the whole budget: each budget is then trained for separately
 

@@ -66,7 +66,7 @@ def jobs(config: Config) -> list[Job]:
     if not config.task_path.is_dir():
         raise UserError(f"no task folder {config.task_path}")
     common = {
-        "config": config.model_dump(exclude={"tier", "seeds", "methods", "students", "gates"}),
+        "config": config.model_dump(exclude={"tier", "seeds", "first_seed", "methods", "students", "gates"}),
         "teacher": weights_digest(model_location(config.teacher)),
         "modules": _digest_files([PACKAGE / f"{name}.py" for name in MODULES]),
         "tasks": _digest_files([path for path in config.task_path.rglob("*") if path.suffix in (".py", ".yaml")]),
@@ -81,7 +81,8 @@ def jobs(config: Config) -> list[Job]:
         identity = json.dumps({**common, **own}, sort_keys=True, default=str)
         return Job(name, seed, start, method, tuple(sorted(options.items())), hashlib.sha256(identity.encode()).hexdigest()[:16])
 
-    used = range(min(config.seeds, len(students)))
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    used = range(max(seed % len(students) for seed in seeds) + 1)
     planned = [job(TEACHER, 0, None, {}), *(job(COLD_START, number, None, {}) for number in used)]
     for name, options in config.methods.items():
         options = dict(options)
@@ -90,7 +91,7 @@ def jobs(config: Config) -> list[Job]:
         if any(other.name == label for other in planned):
             raise UserError(f"two arms are called {label!r}; rename one")
         find(method).build(options)
-        planned += [job(label, seed, method, options) for seed in range(config.seeds)]
+        planned += [job(label, seed, method, options) for seed in seeds]
     return planned
 
 

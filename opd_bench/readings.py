@@ -17,13 +17,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
-from typing import Literal
 
 import numpy as np
 
 from opd_bench.errors import UserError, did_you_mean
 
-Unit = Literal["flops", "tokens", "seconds"]
 Spent = Mapping[str, Mapping[str, float]]  # unit -> kind of charge -> amount, as an arm records it
 
 BENCH = ("student_sample", "student_update", "teacher_generate", "teacher_score", "judge")  # charged by the bench
@@ -34,12 +32,12 @@ TOLERANCE = 0.01  # costs this close count as matched, as budgets do
 
 @dataclass(frozen=True)
 class Basis:
-    """A ledger: the kinds of charge that count, in one unit, and the question it answers."""
+    """A ledger: the kinds of charge that count, in one unit, and the question that its readings answer."""
 
     name: str
     kinds: tuple[str, ...]
     question: str
-    unit: Unit = "flops"
+    unit: str = "flops"  # or another that arms record: tokens, seconds
 
 
 def _without(*free: str) -> tuple[str, ...]:
@@ -50,8 +48,14 @@ DATA_CHARGED = Basis("data charged", BENCH, "what if all of it has to be compute
 LEDGERS = (
     DATA_CHARGED,
     Basis("data free", _without("teacher_generate"), "what if the teacher's text is there already?"),
-    Basis("teacher scoring free", _without("teacher_generate", "teacher_score"), "and what if nobody counts the teacher's scoring?"),
-    Basis("from scratch, data free", (*_without("teacher_generate"), "cold_start_student"), "and if the cold start has to be trained?"),
+    Basis(
+        "teacher scoring free", _without("teacher_generate", "teacher_score"), "what if its text is there and its scoring is not counted?"
+    ),
+    Basis(
+        "from scratch, data free",
+        (*_without("teacher_generate"), "cold_start_student"),
+        "what if the text is there and the cold start must be trained?",
+    ),
     Basis("from scratch, data charged", KINDS, "what did it take from the base model on, data included?"),
     Basis("wall clock", BENCH, "how long did it take on this machine?", "seconds"),
 )

@@ -35,6 +35,7 @@ class ArmRecord:
     seed: int
     start: int  # which cold start it began from
     share_spent: float  # of the binding budget
+    unit_share: float  # of the budget: the least a step may come to
     wall_s: float
     saw: list[str]  # e.g. teacher text, teacher distributions, judge
     sampled: dict[str, np.ndarray]

@@ -8,17 +8,20 @@ Both print the same cells. Scores are fractions, divergences nats, brackets 95 %
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from opd_bench.leaderboard import Claim, Estimate, Gate, Leaderboard, Method, Reference
+from opd_bench.leaderboard import Claim, Crossing, Estimate, Gate, Leaderboard, Method, Reference
 
 SCORE_COLUMNS = ["rank", "method", "score", "sampled", "STEM", "coding", "budget", "wall"]
 EXPOSURE_COLUMNS = ["method", "R", "l·ε", "R − l·ε", "ExAccErr", "allowed to see"]
 SCORE_TITLE = "Score (greedy macro; higher is better)"
 EXPOSURE_TITLE = "Exposure bias (nats; R − l·ε: added by own prefixes, lower is better)"
+CURVE_TITLE = "Learning curves"
 READING_TITLE = "By other ledgers"
 READING_COLUMNS = ["ledger", "what it asks", "at", "methods, best first", "turned around"]
 UNITS = {"flops": "FLOPs", "seconds": "s"}
@@ -102,9 +105,46 @@ def reading_rows(board: Leaderboard) -> list[list[str]]:
     ]
 
 
+def curve_columns(board: Leaderboard) -> list[str]:
+    return ["method", *(f"at {point.share:.0%} of the budget" for point in board.methods[0].curve), "recovered"]
+
+
+def curve_rows(board: Leaderboard) -> list[list[str]]:
+    """Score at each budget, and the share of the gap from cold start to teacher that the whole budget recovered."""
+
+    def percent(value: Estimate | None) -> str:
+        if value is None or value.mean is None:
+            return NONE
+        low, high = (number(None if bound is None else 100 * bound, 0) for bound in (value.low, value.high))
+        return f"{number(100 * value.mean, 0)} %" + ("" if NONE in (low, high) else f" [{low}, {high}]")
+
+    return [[method.name, *(estimate(point.score) for point in method.curve), percent(method.recovered)] for method in board.methods]
+
+
+def crossing_lines(board: Leaderboard) -> list[str]:
+    """Every pair in words: who overtakes whom at which budget, or who is ahead at all of them."""
+
+    def line(crossing: Crossing) -> str:
+        if crossing.a_ahead is None:
+            return f"{crossing.a} and {crossing.b} end level"
+        ahead, behind = (crossing.a, crossing.b) if crossing.a_ahead else (crossing.b, crossing.a)
+        if crossing.budget is None:
+            return f"{ahead} is ahead of {behind} at every budget" + (f", clearly from {crossing.high:.3g} on" if crossing.high else "")
+        low, high = crossing.low, crossing.high
+        bounds = f"{'below the least' if low is None else f'{low:.3g}'}, {'above the whole' if high is None else f'{high:.3g}'}"
+        return f"{ahead} overtakes {behind} at {crossing.budget:.3g} {board.budget.axis} [{bounds}]"
+
+    return list(map(line, board.crossings))
+
+
+def profile_rows(board: Leaderboard) -> list[list[str]]:
+    profile = board.profile
+    return [] if profile is None else [[name, *(number(share, 2) for share in solved)] for name, solved in profile.solved.items()]
+
+
 def heading(board: Leaderboard) -> list[str]:
     """What was run, one fact a line: tier, tasks, seeds, budget, commit."""
-    limit = f"{board.budget.limit:.3g}" if board.budget.axis.lower() == "flops" else f"{board.budget.limit:g}"
+    limit = f"{board.budget.limit:.3g}"
     return [
         f"Tier: {board.tier}",
         f"STEM tasks: {', '.join(board.tasks.stem) or NONE}; coding tasks: {', '.join(board.tasks.coding) or NONE}",
@@ -164,6 +204,9 @@ def show(board: Leaderboard, console: Console | None = None) -> None:
     for line in gate_lines(board):
         console.print(escape(line), style="bold" if " FAILED: " in line else "dim", highlight=False)
     console.print()
+    for name, *scores, recovered in curve_rows(board):
+        console.print(escape(f"{name}: {' → '.join(scores)}; {recovered} of the gap to the teacher recovered"), highlight=False)
+    console.print()
     for ledger, _, cost, order, turned in reading_rows(board)[1:]:
         console.print(escape(f"by the ledger {ledger!r}, at {cost}: {order}; turned around: {turned}"), highlight=False)
     console.print()
@@ -192,6 +235,14 @@ def markdown(board: Leaderboard) -> str:
         ],
         ["## Gates"],
         [f"- {line}" for line in gate_lines(board)],
+        [f"## {CURVE_TITLE}"],
+        table(curve_columns(board), curve_rows(board)),
+        [
+            "Each is a run of its own budget, cooldown included;",
+            "recovered: (score − cold start) / (teacher − cold start) at the whole budget.",
+        ],
+        [f"- {line}" for line in crossing_lines(board)],
+        *_profile(board, table),
         [f"## {READING_TITLE}"],
         table(READING_COLUMNS, reading_rows(board)),
         ["Each arm's score is read from its learning curve at the largest cost that all arms reached, linear between points; untested."],
@@ -202,4 +253,15 @@ def markdown(board: Leaderboard) -> str:
         ["## Figures"],
         [f"![{caption}]({name})\n" for name, caption in FIGURES.items()],
     ]
-    return "\n\n".join("\n".join(part) for part in parts).rstrip() + "\n"
+    return "\n\n".join("\n".join(part) for part in parts if part).rstrip() + "\n"
+
+
+def _profile(board: Leaderboard, table: Callable[[list[str], list[list[str]]], list[str]]) -> list[list[str]]:
+    if board.profile is None:
+        return []
+    targets = "; ".join(f"{task} {', '.join(number(score) for score in scores)}" for task, scores in board.profile.targets.items())
+    return [
+        [f"Share of {sum(map(len, board.profile.targets.values()))} targets reached within τ times the least budget of any method:"],
+        table(["method", *(f"τ = {tau:g}" for tau in board.profile.tau)], profile_rows(board)),
+        [f"Targets lie on the way from the cold start to the teacher: {targets}."],
+    ]

@@ -136,12 +136,6 @@ def paired_difference(a: Scores, b: Scores, weights: Weights) -> Interval:
     return two_way_interval(paired_scores(a, b), weights)
 
 
-def resample(count: int, draws: int, rng: np.random.Generator) -> Array:
-    """How often each of ``count`` units enters each draw of a bootstrap: (1 + draws) × count; row 0 is the sample itself."""
-    drawn = rng.multinomial(count, np.full(count, 1 / count), size=draws).astype(float)
-    return np.vstack([np.ones((1, count)), drawn])
-
-
 def recovered_share(students: Scores, starts: Scores, teacher: Mapping[str, Array], weights: Weights) -> Interval | None:
     """Share of the gap recovered, (student − start) / (teacher − start), a ratio of macro means with its 95 % two-way interval.
 

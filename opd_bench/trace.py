@@ -16,10 +16,12 @@ import torch
 from opd_bench.bench import Bench, Judgement, Updated
 from opd_bench.errors import UserError
 from opd_bench.flops import FlopCount
-from opd_bench.ledger import Ledger, OverBudgetError
+from opd_bench.ledger import Axis, Ledger, OverBudgetError
 from opd_bench.losses import Loss
 from opd_bench.methods import Method, take_step
 from opd_bench.sequences import Prompts, Sequences
+
+FLOPS = Axis()
 
 
 @dataclass(frozen=True)
@@ -60,16 +62,16 @@ class Counter:
         return Updated(0.0, 0.0, 0.0)
 
 
-def worst_case(method: Method, batch: int, counter: Counter, limit: int | None = None) -> Ledger:
+def worst_case(method: Method, batch: int, counter: Counter, limit: float | None = None, axis: Axis = FLOPS) -> Ledger:
     """The ledger of one step of ``batch`` sequences at its longest; the method itself is left as it was.
 
     Raises OverBudgetError where that passes ``limit``, so that a step which goes on until its budget is spent ends here too.
     """
-    ledger = Ledger(limit)
+    ledger = Ledger(limit, axis.traced())
     bench = Bench(counter, ledger, counter.student_flops, counter.teacher_flops, batch)
     take_step(copy.deepcopy(method), bench)
     if ledger.refused:  # and the method went on regardless
-        raise OverBudgetError(f"a step of {batch} sequences may cost more than {limit:.3e} FLOPs")
+        raise OverBudgetError(f"a step of {batch} sequences may cost more than {limit:.3e} {axis.unit}")
     return ledger
 
 
@@ -81,12 +83,12 @@ def full_batch(method: Method) -> int:
     return batch
 
 
-def largest_batch(method: Method, counter: Counter, left: int) -> int:
+def largest_batch(method: Method, counter: Counter, left: float, axis: Axis = FLOPS) -> int:
     """The most sequences, a multiple of the method's unit and at most its batch, whose worst case fits ``left``; 0 if none."""
 
     def fits(units: int) -> bool:
         try:
-            worst_case(method, units * method.unit, counter, left)
+            worst_case(method, units * method.unit, counter, left, axis)
         except OverBudgetError:
             return False
         return True

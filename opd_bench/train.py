@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 from opd_bench.bench import Bench
 from opd_bench.errors import RunError, UserError
-from opd_bench.ledger import OverBudgetError
+from opd_bench.ledger import Axis, OverBudgetError
 from opd_bench.methods import Method, take_step
-from opd_bench.trace import Counter, full_batch, largest_batch, worst_case
+from opd_bench.trace import FLOPS, Counter, full_batch, largest_batch, worst_case
 
 Branch = Callable[[Method, Bench], None]  # told of each branch when it has ended
 ENOUGH = 0.995  # a run this close to its budget stops instead of taking ever smaller steps
@@ -32,17 +32,20 @@ class Progress:
     loss: float
 
 
-def require_one_step(method: Method, counter: Counter, limit: int) -> None:
-    """UserError unless the budget holds the worst case of one full step."""
+def require_one_step(method: Method, counter: Counter, limit: float, axis: Axis = FLOPS) -> None:
+    """UserError unless the budget holds the worst case of one full step, where that is known beforehand."""
+    name = type(method).__name__
     try:
-        worst = worst_case(method, full_batch(method), counter, limit)
+        worst = worst_case(method, full_batch(method), counter, limit, axis)
     except OverBudgetError as error:
         raise UserError(
-            f"the budget of {limit:.2e} FLOPs is too small for one step of {type(method).__name__}: {error}; "
+            f"the budget of {limit:.2e} {axis.unit} is too small for one step of {name}: {error}; "
             "raise budget.limit or lower the method's batch"
         ) from None
-    if worst.spent == 0:
-        raise UserError(f"{type(method).__name__}.step charges nothing: it must use the bench (see docs/adding-a-method.md)")
+    if not worst.charges:
+        raise UserError(f"{name}.step charges nothing: it must use the bench (see docs/adding-a-method.md)")
+    if axis.foreseen and not worst.spent:
+        raise UserError(f"{name} spends no {axis.unit}, so it would never end; match the methods on another axis")
 
 
 def learning_rate_scale(share: float, cooldown: float) -> float:
@@ -56,15 +59,15 @@ def train(
     counter: Counter,
     cooldown: float,
     on_step: Callable[[Progress], None],
-    budgets: Sequence[int] = (),
+    budgets: Sequence[float] = (),
     on_branch: Branch = lambda method, bench: None,
 ) -> None:
-    """Run ``method`` until the budget of ``bench`` is spent, with a branch for each smaller one of ``budgets`` (FLOPs).
+    """Run ``method`` until the budget of ``bench`` is spent, with a branch for each smaller one of ``budgets``.
 
     RunError if the method raises or spends nothing.
     """
     ledger, full, waiting = bench.ledger, full_batch(method), sorted(budgets)
-    while ledger.share < ENOUGH and (batch := largest_batch(method, counter, ledger.left)):
+    while ledger.share < ENOUGH and (batch := largest_batch(method, counter, ledger.left, ledger.axis)):
         while waiting and _must_part(method, bench, counter, cooldown, waiting[0]):
             branch, own = bench.fork(waiting.pop(0)), copy.deepcopy(method)
             train(own, branch, counter, cooldown, lambda progress: None)
@@ -82,7 +85,7 @@ def train(
         on_step(Progress(ledger.step, ledger.share, sum(losses) / len(losses) if losses else float("nan")))
 
 
-def _must_part(method: Method, bench: Bench, counter: Counter, cooldown: float, limit: int) -> bool:
+def _must_part(method: Method, bench: Bench, counter: Counter, cooldown: float, limit: float) -> bool:
     """Whether a run for ``limit`` would take another next step: its cooldown begins, or a full batch may not fit."""
-    spent = bench.ledger.spent
-    return spent >= (1 - cooldown) * limit or largest_batch(method, counter, limit - spent) < full_batch(method)
+    spent, axis = bench.ledger.spent, bench.ledger.axis
+    return spent >= (1 - cooldown) * limit or largest_batch(method, counter, limit - spent, axis) < full_batch(method)

@@ -263,7 +263,8 @@ def test_a_method_with_a_schedule_of_its_own_trains_for_each_budget_separately_a
     pair_folders, finished, tmp_path, inline
 ):
     (tmp_path / "mine.py").write_text(MINE.replace("    class Config", "    own_schedule = True\n\n    class Config"))
-    board = run(configured(pair_folders, seeds=1, methods={str(tmp_path / "mine.py"): {}}), tmp_path / "run")
+    lr = configured(pair_folders).methods["sft"]["lr"]
+    board = run(configured(pair_folders, seeds=1, methods={str(tmp_path / "mine.py"): {"lr": lr}}), tmp_path / "run")
     assert any("mine has a schedule of its own" in note for note in board.notes)
     own, branched = tmp_path / "run/arms/mine/seed-0", finished / "arms/sft/seed-0"
     for name in ("items.jsonl", "at-0.5/items.jsonl"):

@@ -113,6 +113,15 @@ def test_what_was_not_measured_is_not_said_to_hold():
     assert [gate.name for gate in found if gate.held is None] == ["support", "judge"]
 
 
+def test_an_arm_may_leave_one_unit_where_that_is_more_than_a_per_cent_and_it_is_said():
+    run, arms = sound()
+    arms["opd"] = [replace(arm, share_spent=0.97, unit_share=0.04) for arm in arms["opd"]]
+    gate = one(gates.check(run, arms, Limits()), "budget")
+    assert gate.held
+    assert "97.0%" in gate.said
+    assert "may come to 4.0%" in gate.said
+
+
 def test_the_limits_are_those_of_the_configuration():
     run, arms = sound()
     run = strangers(leak(run, arms), arms)

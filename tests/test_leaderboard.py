@@ -55,6 +55,7 @@ def arm(method: str, seed: int, rate: float, gap: Divergences | None = None) -> 
         seed=seed,
         start=0,
         share_spent=0.995,
+        unit_share=0.001,
         wall_s=31.0,
         saw=["teacher text"],
         sampled=items(rate - 0.25),
@@ -254,3 +255,50 @@ def test_a_judge_without_skill_costs_its_method_the_rank_and_no_other(auroc: flo
     board = assemble(run_of(2), [*(replace(one, judge_auroc=auroc, saw=["judge"]) for one in judged), *plain])
     assert ranks(board) == {"opd_rlaif": rank, "opd": 1}
     assert [method.judge_auroc for method in board.methods if method.name == "opd_rlaif"] == [auroc]
+
+
+def rising(method: str, rates: tuple[float, ...], seeds: int = 2) -> list[ArmRecord]:
+    """Arms scored at equal steps of the budget, at the given rates."""
+    found = []
+    for one in arms_of({method: rates[-1]}, seeds):
+        shares = [(place + 1) / len(rates) for place in range(len(rates))]
+        curve = [replace(one.end, share=share, greedy=items(rate)) for share, rate in zip(shares, rates, strict=True)]
+        found.append(replace(one, curve=[replace(one.end, share=0.0, flops={}, greedy=items(0.5)), *curve]))
+    return found
+
+
+def test_the_share_recovered_is_of_the_gap_between_cold_start_and_teacher():
+    (method,) = assemble(run_of(2), arms_of({"opd": 0.7}, 2)).methods
+    assert method.recovered
+    assert method.recovered.mean == pytest.approx(0.2 / 0.45)
+    (method,) = assemble(replace(run_of(2), teacher=items(0.5)), arms_of({"opd": 0.7}, 2)).methods
+    assert method.recovered is None
+
+
+def test_a_curve_has_a_score_and_a_gap_at_every_budget_and_ends_at_the_ranked_score():
+    (method,) = assemble(run_of(2), rising("opd", (0.6, 0.7, 0.8))).methods
+    assert [point.share for point in method.curve] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert [point.score.mean for point in method.curve] == pytest.approx([0.6, 0.7, 0.8])
+    assert method.curve[-1].score == method.score
+    assert method.curve[-1].exposure == method.exposure
+
+
+def test_a_method_that_starts_behind_and_ends_ahead_crosses_between():
+    board = assemble(run_of(2), [*rising("opd", (0.5, 0.9)), *rising("sft", (0.7, 0.7))])
+    (crossing,) = board.crossings
+    assert (crossing.a, crossing.b, crossing.a_ahead) == ("opd", "sft", True)
+    assert crossing.budget == pytest.approx(1e12 / 2**0.5)  # half-way in the logarithm
+    assert board.profile
+    assert board.profile.solved["opd"][-1] == 1.0
+    assert board.profile.solved["sft"][-1] < 1.0
+
+
+def test_one_budget_has_no_crossing_and_no_profile():
+    board = assemble(run_of(2), arms_of({"opd": 0.7, "sft": 0.6}, 2))
+    assert (board.crossings, board.profile) == ([], None)
+
+
+def test_other_ledgers_are_read_and_the_first_is_that_of_the_budget():
+    board = assemble(run_of(2), [*rising("opd", (0.6, 0.8)), *rising("sft", (0.7, 0.7))])
+    assert [reading.ledger for reading in board.readings] == ["data charged", "data free", "teacher scoring free", "wall clock"]
+    assert board.readings[0].order == ["opd", "sft"]

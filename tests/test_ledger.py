@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opd_bench.errors import RunError
-from opd_bench.ledger import Ledger, OverBudgetError
+from opd_bench.ledger import STUDENT_TOKENS, Axis, Dollars, Ledger, OverBudgetError, Seconds, Tokens
 
 
 def test_a_reserve_is_refunded_what_it_did_not_use():
@@ -105,3 +105,56 @@ def test_what_was_seen_follows_from_what_was_paid_for():
     assert ledger.by_kind() == {"judge": 7, "student_sample": 5, "teacher_generate": 7}
     assert ledger.by_kind("tokens")["judge"] == 2
     assert ledger.by_kind("seconds")["judge"] == 1.0
+
+
+AXES = {
+    "FLOPs": Axis(),
+    "student tokens": Tokens("student tokens", STUDENT_TOKENS),
+    "dollars": Dollars("dollars", {"judge": 2.0}, exaflop=3.0),
+    "seconds": Seconds("seconds"),
+}
+
+
+def spend(axis: Axis, limit: float | None = None) -> Ledger:
+    ledger = Ledger(limit, axis)
+    for kind, flops, tokens, seconds in (("student_update", 10**17, 5, 1.5), ("judge", 10**18, 10**6, 0.5)):
+        with ledger.reserve(kind, 2 * flops, 2 * tokens) as bill:
+            bill.settle(flops, tokens, seconds)
+    return ledger
+
+
+@pytest.mark.parametrize(("name", "spent"), [("FLOPs", 1.1e18), ("student tokens", 5), ("dollars", 2.3), ("seconds", 2.0)])
+def test_an_axis_decides_what_counts_and_all_is_written_down_whichever_binds(name: str, spent: float):
+    ledger = spend(AXES[name])
+    assert ledger.spent == pytest.approx(spent)
+    assert ledger.by_kind() == {"student_update": 10**17, "judge": 10**18}
+    assert ledger.by_kind("tokens") == {"student_update": 5, "judge": 10**6}
+
+
+def test_a_reserve_is_held_in_the_unit_of_the_axis():
+    ledger = Ledger(10, Tokens("student tokens", STUDENT_TOKENS))
+    with ledger.reserve("teacher_generate", 10**20, 10**9):
+        assert ledger.left == 10
+    with ledger.reserve("student_update", 1, 8), pytest.raises(OverBudgetError, match="student tokens"):
+        ledger.require({"student_update": (1, 3)})
+
+
+def test_a_verb_that_fails_is_charged_its_most_tokens():
+    ledger = Ledger(10, Tokens("student tokens", STUDENT_TOKENS))
+    with pytest.raises(ZeroDivisionError), ledger.reserve("student_update", 1, 8):
+        raise ZeroDivisionError
+    assert (ledger.spent, ledger.charges[0].tokens) == (8, 8)
+
+
+def test_seconds_are_expected_at_the_rate_so_far_and_a_trace_does_not_change_it():
+    axis = Seconds("seconds")
+    assert axis.most("judge", 1, 100) == 0
+    spend(axis)
+    assert axis.most("judge", 1, 10**19) == pytest.approx(5)
+    traced = Ledger(4.0, axis.traced())
+    with pytest.raises(OverBudgetError), traced.reserve("judge", 10**19):
+        pass
+    with traced.reserve("judge", 6 * 10**18) as bill:
+        bill.settle(6 * 10**18, 1, 0.0)
+    assert traced.spent == pytest.approx(3)
+    assert axis.most("judge", 1, 10**19) == pytest.approx(5)

@@ -100,9 +100,9 @@ def test_the_figures_of_the_page_are_what_its_code_prints():
     assert result.attempted >= 7
 
 
-def test_the_page_names_every_ledger_and_shows_the_table_of_the_example(program):
+def test_the_page_lists_the_ledgers_and_shows_the_table_of_the_example(program):
     text = PAGE.read_text(encoding="utf-8")
-    assert {each.name for each in LEDGERS} <= set(re.findall(r"\*\*(.+?)\*\*", text))
+    assert {each.name: each.question for each in LEDGERS} == dict(re.findall(r"^\| \*\*(.+?)\*\*.*\| (.+?) \|$", text, re.MULTILINE))
     table = [line.strip() for line in program("ledger", EXAMPLE)[1].splitlines() if "×" in line]
     assert len(table) == len(PUBLISHED)
     assert all(line in text for line in table)

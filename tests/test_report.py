@@ -42,7 +42,7 @@ def measured(seeds: int) -> tuple[Run, list[ArmRecord]]:
     )  # fmt: skip
     arms = [
         ArmRecord(
-            method, seed, 0, 0.996, 185.0, ["teacher text"], items(rng, rate - 0.2),
+            method, seed, 0, 0.996, 0.001, 185.0, ["teacher text"], items(rng, rate - 0.2),
             [
                 CurvePoint(share, *({"student_update": int(share * total)} for total in (1.5e12, 1e6, 30)), items(rng, rate * share), gap)
                 for share in (0.5, 1.0)
@@ -101,8 +101,10 @@ def test_markdown_names_every_method_command_and_figure(board: Leaderboard):
 
 def test_markdown_tables_are_rectangular(board: Leaderboard):
     rows = [line for line in report.markdown(board).splitlines() if line.startswith("|")]
-    widths = [len(columns) for columns in (report.SCORE_COLUMNS, report.EXPOSURE_COLUMNS, report.READING_COLUMNS)]
-    lengths = [2 + len(METHODS) + 2, 2 + len(METHODS) + 1, 2 + len(board.readings)]
+    assert board.profile
+    along, taus = report.curve_columns(board), ["method", *board.profile.tau]
+    widths = [len(columns) for columns in (report.SCORE_COLUMNS, report.EXPOSURE_COLUMNS, along, taus, report.READING_COLUMNS)]
+    lengths = [2 + len(METHODS) + extra for extra in (2, 1, 0, 0)] + [2 + len(board.readings)]
     assert [row.count("|") - 1 for row in rows] == [width for width, length in zip(widths, lengths, strict=True) for _ in range(length)]
 
 

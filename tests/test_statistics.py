@@ -23,7 +23,6 @@ from opd_bench.statistics import (
     paired_difference,
     ranks,
     recovered_share,
-    resample,
     seed_means,
     seeds_needed,
     sign_flip_p,
@@ -229,14 +228,6 @@ def test_auroc_by_hand():
 def test_macro_weights_are_a_mean_of_means():
     assert macro_weights(["a", "b"], ["c"]) == {"a": 0.25, "b": 0.25, "c": 0.5}
     assert macro_weights(["a", "b"], []) == {"a": 0.5, "b": 0.5}
-
-
-def test_resample_begins_with_the_sample_and_draws_as_many_units():
-    drawn = resample(5, 2000, rng())
-    assert drawn.shape == (2001, 5)
-    assert (drawn[0] == 1).all()
-    assert (drawn.sum(axis=1) == 5).all()
-    assert drawn[1:].var(axis=0) == pytest.approx(np.full(5, 0.8), abs=0.1)  # binomial: 5 · 1/5 · 4/5
 
 
 # ---- share of the gap recovered ---------------------------------------------------------------------------------------------------

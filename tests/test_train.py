@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -10,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opd_bench.bench import Bench
+from opd_bench.bench import Bench, Updated
 from opd_bench.errors import RunError, UserError
 from opd_bench.flops import FlopCount
-from opd_bench.ledger import Ledger
+from opd_bench.ledger import STUDENT_TOKENS, TEACHER_TOKENS, Axis, Dollars, Ledger, Seconds, Tokens
 from opd_bench.losses import cross_entropy
 from opd_bench.methods import Method, find
 from opd_bench.sequences import Prompts, Sequences
@@ -48,8 +49,23 @@ class Varied(Counter):
         return super().update(sequences, loss, teacher=teacher, weights_B=weights_B, lr_scale=lr_scale)
 
 
+class Timed(Varied):
+    """Every verb takes the same time, however much it does."""
+
+    def teacher_text(self, rows: Sequence[int]) -> tuple[Sequences, float]:
+        return super().teacher_text(rows)[0], 0.01
+
+    def update(self, sequences, loss, *, teacher, weights_B, lr_scale):
+        super().update(sequences, loss, teacher=teacher, weights_B=weights_B, lr_scale=lr_scale)
+        return Updated(0.0, 0.01 if teacher else 0.0, 0.02)
+
+
+def varied(engine: type[Varied] = Varied) -> Varied:
+    return engine(**{name: getattr(COUNTER, name) for name in COUNTER.__dataclass_fields__})
+
+
 def spend(method: Method, limit: int, cooldown: float = 0.0) -> tuple[Bench, Varied]:
-    engine = Varied(**{name: getattr(COUNTER, name) for name in COUNTER.__dataclass_fields__})
+    engine = varied()
     bench = Bench(engine, Ledger(limit), *FLOPS, batch=0)
     train(method, bench, COUNTER, cooldown, lambda progress: None)
     assert 0 <= bench.ledger.spent == sum(charge.flops for charge in bench.ledger.charges) <= limit
@@ -78,6 +94,44 @@ def test_real_models_stay_within_one_per_cent_below(name: str, rig):
     built = rig(limit)
     train(method, built.bench, built.counter, 0.3, lambda progress: None)
     assert 0.99 <= built.bench.ledger.share <= 1
+
+
+@pytest.mark.parametrize(
+    "axis",
+    [
+        Tokens("student tokens", STUDENT_TOKENS),
+        Tokens("teacher tokens", TEACHER_TOKENS),
+        Dollars("dollars", {"judge": 5.0, "student_sample": 1.0}, 1e9),
+    ],
+    ids=lambda axis: axis.unit,
+)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_budget_of_any_axis_is_spent_within_one_per_cent_and_never_exceeded(name: str, axis: Axis):
+    method = find(name).build({"batch": 8})
+    limit = 150 * worst_case(method, 8, COUNTER, axis=axis).spent
+    require_one_step(method, COUNTER, limit, axis)
+    bench = Bench(varied(), Ledger(limit, axis), *FLOPS, batch=0)
+    train(method, bench, COUNTER, 0.3, lambda progress: None)
+    assert 0.99 <= bench.ledger.share <= 1
+    assert bench.ledger.spent == pytest.approx(sum(axis.of(c.kind, c.tokens, c.flops, c.seconds) for c in bench.ledger.charges))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_budget_of_seconds_is_met_within_one_per_cent(name: str, monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr("opd_bench.ledger.time.perf_counter", lambda: next(clock) / 100)
+    bench = Bench(varied(Timed), Ledger(5.0, Seconds("seconds")), *FLOPS, batch=0)
+    train(find(name).build({"batch": 8}), bench, COUNTER, 0.3, lambda progress: None)
+    assert 0.99 <= bench.ledger.share <= 1.01
+
+
+def test_a_method_that_spends_nothing_on_the_axis_is_refused_before_it_would_run_for_ever():
+    class Alone(Method):
+        def step(self, bench):
+            bench.update(bench.sample(bench.prompts()), cross_entropy)
+
+    with pytest.raises(UserError, match="Alone spends no teacher tokens"):
+        require_one_step(Alone(Method.Config()), COUNTER, 1e9, Tokens("teacher tokens", TEACHER_TOKENS))
 
 
 def weights(bench: Bench) -> torch.Tensor:
