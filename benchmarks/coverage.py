@@ -24,7 +24,7 @@ from opd_bench.statistics import Interval, claims, macro_weights, recovered_shar
 WEIGHTS = macro_weights(["algebra", "logic"], ["code"])
 EASIER = {"algebra": -0.02, "logic": 0.0, "code": 0.01}  # than the mean, in accuracy
 START_J = np.array([-0.1, 0.0, 0.1])  # ability of the cold starts, relative to their mean
-SEEDS, ITEMS = (3, 5, 8), (50, 250)
+SEEDS, ITEMS = (3, 5, 8, 12), (50, 250)
 GAINS = {"equal": (0.0, 0.0, 0.0, 0.0), "different": (0.0, 0.0, 0.03, 0.10)}
 
 

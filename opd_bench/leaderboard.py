@@ -79,11 +79,12 @@ class Reference(_Model):
 
 
 class Spent(_Model):
-    """Mean per arm: share of the budget, FLOPs and tokens by kind of charge."""
+    """Mean per arm: share of the budget; FLOPs, tokens and seconds by kind of charge."""
 
     share: float
     flops: dict[str, int]
     tokens: dict[str, int]
+    seconds: dict[str, float]
 
 
 class CurvePoint(_Model):
@@ -280,6 +281,7 @@ def assemble(run: Run, arms: list[ArmRecord], draws: int = 1000, limits: gates.L
                 "share": _mean([arm.share_spent for arm in group]),
                 "flops": _mean_by_kind([arm.end.flops for arm in group]),
                 "tokens": _mean_by_kind([arm.end.tokens for arm in group]),
+                "seconds": _mean_by_kind([arm.end.seconds for arm in group], 2),
             },
             "wall_s": _mean([arm.wall_s for arm in group]),
             "judge_auroc": _mean_or_none([arm.judge_auroc for arm in group]),
@@ -433,9 +435,9 @@ def _mean_or_none(values: list[float | None]) -> float | None:
     return _mean(known) if known else None
 
 
-def _mean_by_kind(counts: list[dict[str, int]]) -> dict[str, int]:
-    kinds = dict.fromkeys(kind for count in counts for kind in count)
-    return {kind: round(_mean([count.get(kind, 0) for count in counts])) for kind in kinds}
+def _mean_by_kind(amounts: list[dict[str, Any]], digits: int | None = None) -> dict[str, Any]:
+    kinds = dict.fromkeys(kind for amount in amounts for kind in amount)
+    return {kind: round(_mean([amount.get(kind, 0) for amount in amounts]), digits) for kind in kinds}
 
 
 if __name__ == "__main__":

@@ -16,11 +16,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from opd_bench.leaderboard import Claim, Crossing, Estimate, Gate, Leaderboard, Method, Reference
+from opd_bench.ledger import STUDENT_TOKENS, TEACHER_TOKENS
 
 SCORE_COLUMNS = ["rank", "method", "score", "sampled", "STEM", "coding", "budget", "wall"]
 EXPOSURE_COLUMNS = ["method", "R", "l·ε", "R − l·ε", "ExAccErr", "allowed to see"]
 SCORE_TITLE = "Score (greedy macro; higher is better)"
 EXPOSURE_TITLE = "Exposure bias (nats; R − l·ε: added by own prefixes, lower is better)"
+SPENT_TITLE = "Spent"
+SPENT_COLUMNS = ["method", "FLOPs", "student tokens", "teacher tokens", "seconds"]
 CURVE_TITLE = "Learning curves"
 READING_TITLE = "By other ledgers"
 READING_COLUMNS = ["ledger", "what it asks", "at", "methods, best first", "turned around"]
@@ -31,7 +34,7 @@ FIGURES = {  # written by opd_bench.plots
     "score_by_steps.png": "Score against the number of steps",
     "divergence_by_position.png": "Divergence by position",
 }
-NUMBERS = {*SCORE_COLUMNS, *EXPOSURE_COLUMNS} - {"method", "allowed to see"}
+NUMBERS = {*SCORE_COLUMNS, *EXPOSURE_COLUMNS, *SPENT_COLUMNS} - {"method", "allowed to see"}
 REFERENCES = ("teacher", "cold start")
 NONE = "–"
 
@@ -103,6 +106,17 @@ def reading_rows(board: Leaderboard) -> list[list[str]]:
         ]
         for reading in board.readings
     ]
+
+
+def spent_rows(board: Leaderboard) -> list[list[str]]:
+    """The cells of SPENT_COLUMNS: what an arm spent on every axis, whichever bound."""
+
+    def row(method: Method) -> list[str]:
+        spent = method.spent
+        student, teacher = (sum(spent.tokens.get(kind, 0) for kind in kinds) for kinds in (STUDENT_TOKENS, TEACHER_TOKENS))
+        return [method.name, f"{sum(spent.flops.values()):.3g}", f"{student:,}", f"{teacher:,}", f"{sum(spent.seconds.values()):.1f}"]
+
+    return list(map(row, board.methods))
 
 
 def curve_columns(board: Leaderboard) -> list[str]:
@@ -233,6 +247,9 @@ def markdown(board: Leaderboard) -> str:
             "Brackets are 95 % intervals over seeds and items; budget is the share spent and wall the time per arm;",
             "R and l·ε are summed over positions; –: undefined, not measured or withheld.",
         ],
+        [f"## {SPENT_TITLE}"],
+        table(SPENT_COLUMNS, spent_rows(board)),
+        [f"Mean per arm; {board.budget.axis} bound. Seconds are of charged work, beside whatever ran at the same time."],
         ["## Gates"],
         [f"- {line}" for line in gate_lines(board)],
         [f"## {CURVE_TITLE}"],

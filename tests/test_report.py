@@ -103,8 +103,11 @@ def test_markdown_tables_are_rectangular(board: Leaderboard):
     rows = [line for line in report.markdown(board).splitlines() if line.startswith("|")]
     assert board.profile
     along, taus = report.curve_columns(board), ["method", *board.profile.tau]
-    widths = [len(columns) for columns in (report.SCORE_COLUMNS, report.EXPOSURE_COLUMNS, along, taus, report.READING_COLUMNS)]
-    lengths = [2 + len(METHODS) + extra for extra in (2, 1, 0, 0)] + [2 + len(board.readings)]
+    widths = [
+        len(columns)
+        for columns in (report.SCORE_COLUMNS, report.EXPOSURE_COLUMNS, report.SPENT_COLUMNS, along, taus, report.READING_COLUMNS)
+    ]
+    lengths = [2 + len(METHODS) + extra for extra in (2, 1, 0, 0, 0)] + [2 + len(board.readings)]
     assert [row.count("|") - 1 for row in rows] == [width for width, length in zip(widths, lengths, strict=True) for _ in range(length)]
 
 
