@@ -127,7 +127,7 @@ def run(config: Config, job: Job, out: Path, report: Report) -> None:
             summary["judge_auroc"] = _judge_auroc(shop, rows)
         summary["wall_s"] = time.perf_counter() - start
         store.write_json(folder / "arm.json", summary)
-    report("done", 1.0)
+        report("done", 1.0)
 
 
 def _train(shop: Workshop, job: Job, out: Path, folder: Path, summary: dict, report: Report) -> PreTrainedModel:

@@ -40,6 +40,10 @@ Examples:
 
     opd-bench compare --methods sft,opd,path/to/mine.py --seeds 4
 
+    opd-bench compare --budgets 0.25,0.5,1   # learning curves: every arm scored at three budgets
+
+    opd-bench compare --match student-tokens --budget 60000   # another axis binds
+
     opd-bench compare --config mine.yaml --out results/mine
 """
 

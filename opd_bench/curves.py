@@ -97,8 +97,9 @@ def crossing(a: Curve, b: Curve, weights: Weights, level: float = 0.95) -> Cross
     if not sign:
         return Crossing(None, None, None, None)
     ends_G2 = sign * np.array([(np.nan, np.nan) if point.low is None else (point.low, point.high) for point in band_G], float)
-    sides = (sign * np.array([point.mean for point in band_G]), ends_G2.max(axis=1), ends_G2.min(axis=1))
-    return Crossing(*(_stays_above_zero(lead_G, budgets_G) for lead_G in sides), bool(sign > 0))
+    mean_G = sign * np.array([point.mean for point in band_G])
+    budget, low, high = (_stays_above_zero(lead_G, budgets_G) for lead_G in (mean_G, ends_G2.max(axis=1), ends_G2.min(axis=1)))
+    return Crossing(budget, low, high, bool(sign > 0))
 
 
 def _stays_above_zero(lead_G: Array, budgets_G: Array) -> float | None:

@@ -1,4 +1,4 @@
-"""An AI judge: the teacher is asked whether a written answer is right, solves the problem again and says yes or no.
+"""An AI judge: the teacher is asked whether a written answer is right, checks it in writing and says yes or no.
 
 Shapes: B sequences.
 """

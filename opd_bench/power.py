@@ -73,7 +73,7 @@ class Plan:
 # ---- what a run left --------------------------------------------------------------------------------------------------------------
 
 
-def read_scores(folder: Path) -> tuple[dict[str, Scores], dict[str, float]]:
+def read_scores(folder: Path) -> tuple[Mapping[str, Scores], Weights]:
     """Greedy scores at the whole budget by method and task (SN), and each task's weight, from a results folder.
 
     Raises UserError where items.csv or leaderboard.json is missing or damaged, or items are missing.

@@ -143,6 +143,7 @@ def test_a_plan_is_of_the_pairs_it_compares():
     assert plan.pairs == {"alpha − gamma": plan.pooled}
     assert (plan.seeds, plan.items) == (8, 40)
     assert (40 in {found.items for found in plan.sizes}, 6 in {found.seeds for found in plan.sizes}) == (True, True)
+    assert plan.smallest is not None
     assert plan.smallest == min((found for found in plan.sizes if found.power >= ENOUGH), key=lambda found: (found.seeds, found.items))
     assert plan.smallest.seeds == 6  # the fewest that can claim one pair
     here = next(found for found in plan.sizes if (found.seeds, found.items) == (8, 40))
