@@ -90,7 +90,7 @@ class Arm:
     weights: str
     charges: tuple[tuple[str, int, int, int], ...]  # kind, step, tokens, FLOPs
     prompts: tuple[tuple[int, ...], ...]  # of the first update
-    limit: int
+    limit: float
     unit: float  # worst case of one unit in FLOPs
     refused: bool
 

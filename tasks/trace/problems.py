@@ -12,8 +12,8 @@
     i=2:8+2=10=10
     #10
 
-A problem's identity is its trace: programs that run alike are one problem. Numbers stay within 0..99; difficulty is the number of iterations, 2 to 5. Most programs
-choose between two assignments by a condition on ``a`` or ``i``.
+A problem's identity is its trace: programs that run alike are one problem. Numbers stay within 0..99; difficulty is the number of
+iterations, 2 to 5. Most programs choose between two assignments by a condition on ``a`` or ``i``.
 """
 
 import random
