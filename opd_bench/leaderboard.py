@@ -261,6 +261,7 @@ def assemble(run: Run, arms: list[ArmRecord], draws: int = 1000, limits: gates.L
             claims.append(replace(claim, claimed=claim.claimed and {claim.a, claim.b} <= fair))
             by_start.append(_by_start(seed_means[claim.a] - seed_means[claim.b], start_S))
     start = _mean_of(run.cold_starts)
+    along = {name: _curve(run, group) for name, group in by_method.items()}
     score_claims = [claim for claim in claims if claim.family == "score" and claim.claimed]
     ranks = statistics.ranks(fair, score_claims, "higher")
 
@@ -274,7 +275,7 @@ def assemble(run: Run, arms: list[ArmRecord], draws: int = 1000, limits: gates.L
             "recovered": statistics.recovered_share(greedy[name], _starts(run, group), run.teacher, run.weights),
             "curve": [
                 {"share": points[0].share, "score": score, "exposure": _gap([point.divergences for point in points], draws)}
-                for points, score in zip(_points(group), curves.band(_curve(run, group), run.weights), strict=True)
+                for points, score in zip(_points(group), curves.band(along[name], run.weights), strict=True)
             ],
             "exposure": _gap([arm.divergences for arm in group], draws),
             "spent": {
@@ -317,7 +318,7 @@ def assemble(run: Run, arms: list[ArmRecord], draws: int = 1000, limits: gates.L
             "claims": [{**vars(claim), "by_start": starts} for claim, starts in zip(claims, by_start, strict=True)],
             "gates": [vars(gate) for gate in checked],
             "readings": _readings(run, by_method),
-            **_along_budgets(run, by_method),
+            **_along_budgets(run, along, start),
             "notes": notes,
         }
     )
@@ -351,13 +352,11 @@ def _curve(run: Run, arms: list[ArmRecord]) -> curves.Curve:
     return curves.Curve(budgets_K, {task: np.array([[point.greedy[task] for point in at] for at in points]) for task in run.weights})
 
 
-def _along_budgets(run: Run, by_method: dict[str, list[ArmRecord]]) -> dict[str, Any]:
+def _along_budgets(run: Run, found: dict[str, curves.Curve], start: dict[str, np.ndarray]) -> dict[str, Any]:
     """Crossings of every pair of methods and the performance profile; nothing where there is one budget."""
-    found = {name: _curve(run, group) for name, group in by_method.items()}
     if any(len(curve.budgets_K) < 2 for curve in found.values()):
         return {"crossings": [], "profile": None}
     crossings = [{"a": a, "b": b, **vars(curves.crossing(found[a], found[b], run.weights))} for a, b in itertools.combinations(found, 2)]
-    start = _mean_of(run.cold_starts)
     targets = {
         task: [float(start[task].mean() + part * (run.teacher[task].mean() - start[task].mean())) for part in TARGETS]
         for task in run.weights

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from opd_bench import exposure
+from opd_bench.statistics import macro_weights
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,7 @@ class Run:
     @property
     def weights(self) -> dict[str, float]:
         """Each task's weight in the macro score; a group without tasks leaves it to the other."""
-        groups = [group for group in (self.stem, self.coding) if group]
-        return {task: 1 / len(groups) / len(group) for group in groups for task in group}
+        return macro_weights(self.stem, self.coding)
 
     def macro(self, scores: dict[str, np.ndarray]) -> float:
         """The macro score of one model."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from opd_bench.bench import Bench
+from opd_bench.cli import main
 from opd_bench.embedded.corpus import tokenizer_texts
 from opd_bench.embedded.fit import new_llama
 from opd_bench.embedded.tokenizer import train_tokenizer
@@ -19,6 +21,7 @@ from opd_bench.engine import TorchEngine
 from opd_bench.flops import flop_count
 from opd_bench.judge import Judge
 from opd_bench.ledger import Ledger
+from opd_bench.methods import find
 from opd_bench.prompts import Corpus, Stream
 from opd_bench.trace import Counter
 
@@ -39,6 +42,24 @@ def pair_folders(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrained
         new_llama(width, 1, tokenizer, seed=width).save_pretrained(folders[role])
         tokenizer.save_pretrained(folders[role])
     return folders
+
+
+@pytest.fixture
+def program(monkeypatch, capsys, tmp_path):
+    """``program("compare", "--seeds", 2)`` in this process: exit code, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+    find.cache_clear()  # knows a file by its name, which tests share
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["opd-bench", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as leaving:
+            code = leaving.code
+        return code, *capsys.readouterr()
+
+    return call
 
 
 def tiny_llama(seed: int, layers: int = 2) -> LlamaForCausalLM:

@@ -13,29 +13,10 @@ import pytest
 import yaml
 from test_compare import LATE, METHODS, MINE, SMALL, configured, in_this_process, models, parts, result, run
 
-from opd_bench.cli import main
 from opd_bench.embedded.fit import new_llama
-from opd_bench.methods import find, shipped
+from opd_bench.methods import shipped
 
 PATIENCE_S = 300  # a busy machine is slow; nothing here waits that long on an idle one
-
-
-@pytest.fixture
-def program(monkeypatch, capsys, tmp_path):
-    """``program("compare", "--seeds", 2)`` in this process: exit code, standard output, standard error."""
-    monkeypatch.chdir(tmp_path)
-    find.cache_clear()  # knows a file by its name, which tests share
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["opd-bench", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as leaving:
-            code = leaving.code
-        return code, *capsys.readouterr()
-
-    return call
 
 
 def written(folder, pair_folders, **changes):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import pytest
 import torch
 
 from opd_bench import conformance
-from opd_bench.cli import main
 from opd_bench.conformance import Property, Report, check, table
 from opd_bench.errors import RunError, UserError
 from opd_bench.losses import DIVERGENCES, Loss, Tokens, cross_entropy, policy_gradient, reverse_kl
@@ -271,25 +269,9 @@ def test_imports_that_lead_to_test_items_or_models_are_named(tmp_path):
     assert not any(foreign_imports(find(name).path) for name in shipped())
 
 
-@pytest.fixture
-def program(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["opd-bench", "check", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as leaving:
-            code = leaving.code
-        return code, *capsys.readouterr()
-
-    return call
-
-
 def test_the_command_prints_a_verdict_per_property_and_a_table_and_leaves_json(program, tmp_path, monkeypatch):
     monkeypatch.setattr(conformance, "check", lambda name, options: report(Path(name).stem))
-    code, out, err = program("sft", BROKEN / "ignores_batch.py", "--json", "check.json")
+    code, out, err = program("check", "sft", BROKEN / "ignores_batch.py", "--json", "check.json")
     assert (code, err) == (1, "error: not fair: ignores_batch\n")
     for name in Property:
         assert len(re.findall(rf"^  [✓✗] {name} ", out, re.MULTILINE)) == 2
@@ -302,10 +284,10 @@ def test_the_command_prints_a_verdict_per_property_and_a_table_and_leaves_json(p
 
 def test_options_come_from_a_comparisons_yaml(program, tmp_path):
     (tmp_path / "mine.yaml").write_text("methods:\n  text: {method: opd, prefixes: teacher}\n  wrong: {method: opd, prefixes: nobody}\n")
-    code, out, err = program("text", "--config", "mine.yaml")
+    code, out, err = program("check", "text", "--config", "mine.yaml")
     assert (code, err) == (0, "")
     assert out.startswith("text: fair")
     for name, said in (("wrong", "prefixes"), ("txt", "did you mean 'text'")):
-        code, out, err = program(name, "--config", "mine.yaml")
+        code, out, err = program("check", name, "--config", "mine.yaml")
         assert (code, out) == (2, "")
         assert re.fullmatch(rf"error: [^\n]*{said}[^\n]*\n", err)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import doctest
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
-from opd_bench.cli import main
 from opd_bench.readings import LEDGERS
 
 ROOT = Path(__file__).parents[1]
@@ -22,22 +20,6 @@ PUBLISHED = {
     "from scratch, data free": "3.4",
     "from scratch, data charged": "4.4",
 }
-
-
-@pytest.fixture
-def program(monkeypatch, capsys):
-    """``program("ledger", path)`` in this process: exit code, standard output, standard error."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["opd-bench", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as leaving:
-            code = leaving.code
-        return code, *capsys.readouterr()
-
-    return call
 
 
 def test_the_example_gives_the_published_ratios(program):

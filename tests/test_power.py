@@ -5,13 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from opd_bench.cli import main
 from opd_bench.errors import UserError
 from opd_bench.power import ENOUGH, Components, components, plan_power, read_scores, size
 from opd_bench.statistics import claims, paired_difference
@@ -150,22 +148,6 @@ def test_a_plan_is_of_the_pairs_it_compares():
     observed = paired_difference(scores()["alpha"], scores()["gamma"], weights)
     assert observed.high is not None
     assert here.half_width == pytest.approx(observed.high - observed.mean, rel=0.3)  # the run's own interval, on average
-
-
-@pytest.fixture
-def program(monkeypatch, capsys):
-    """``program("power", folder)`` in this process: exit code, standard output, standard error."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["opd-bench", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as leaving:
-            code = leaving.code
-        return code, *capsys.readouterr()
-
-    return call
 
 
 def test_table_and_json_say_the_same(program, tmp_path):
