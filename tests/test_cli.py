@@ -294,14 +294,14 @@ def test_a_killed_run_goes_on_where_it_was(half_done, whole, pair_folders, momen
 @pytest.mark.slow
 def test_ctrl_c_is_one_line_keeps_what_is_done_and_leaves_no_process(half_done, whole, pair_folders):
     copy, running = half_done
-    wait_for(one_done(copy))
+    assert any("done: opd seed 0" in line for line in running.stdout)  # read until it is said: the folder is there before
     below = descendants(running.pid)
     assert below
     os.killpg(running.pid, signal.SIGINT)  # as a terminal does: to the workers too
-    out, err = running.communicate(timeout=PATIENCE_S)
+    _, err = running.communicate(timeout=PATIENCE_S)
     assert err == "error: interrupted; finished arms are kept, run the same command again to resume\n"
     assert running.returncode == 2
-    assert "done: opd seed 0" in out
+    assert "opd seed 0" in kept_arms(copy)
     wait_for(lambda: not alive(below))
     ends_as_ever(copy, whole, pair_folders, kept_arms(copy))
 
