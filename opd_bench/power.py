@@ -136,10 +136,12 @@ def size(parts: Components, difference: float, seeds: int, items: int, pairs: in
     seed_term_D = scores_DS.var(axis=1, ddof=1) / seeds
     item_term = parts.item / items + parts.residual / items / seeds
     both_D = seed_term_D + item_term - (parts.item + parts.residual) / items / seeds  # as in statistics.two_way_variance
-    half_D = stats.t.ppf(1 - ALPHA / 2, seeds - 1) * np.maximum(both_D, np.maximum(seed_term_D, item_term)) ** 0.5
-    clear_DS = scores_DS[scores_DS.mean(axis=1) > half_D] if pairs * smallest_p(seeds) < ALPHA else []
+    error_D = np.maximum(both_D, np.maximum(seed_term_D, item_term)) ** 0.5
+    clear_D = pairs * 2 * stats.t.sf(scores_DS.mean(axis=1) / error_D, seeds - 1) < ALPHA  # as in statistics.two_way_p
+    clear_DS = scores_DS[clear_D] if pairs * smallest_p(seeds) < ALPHA else []
     claimed = sum(pairs * sign_flip_p(scores_S) < ALPHA for scores_S in clear_DS)
-    return Size(seeds, items, float(half_D.mean()), claimed / draws)
+    half_width = stats.t.ppf(1 - ALPHA / 2, seeds - 1) * error_D.mean()
+    return Size(seeds, items, float(half_width), claimed / draws)
 
 
 def plan_power(scores: Mapping[str, Scores], weights: Weights, difference: float, methods: Sequence[str] | None = None) -> Plan:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy import stats
 
 from opd_bench.errors import UserError
 from opd_bench.statistics import (
@@ -28,6 +29,7 @@ from opd_bench.statistics import (
     sign_flip_p,
     smallest_p,
     two_way_interval,
+    two_way_p,
     two_way_variance,
     wilson,
 )
@@ -339,13 +341,28 @@ def test_one_seed_claims_nothing():
     assert (claim.low, claim.high, claim.p, claim.p_holm, claim.claimed) == (None, None, 1.0, 1.0, False)
 
 
-def test_an_interval_that_holds_zero_stops_a_claim_that_p_allows():
-    # every seed agrees (p = 2/256), yet one item out of five carries the whole difference
+def test_items_that_differ_stop_a_claim_on_which_all_seeds_agree():
+    # the sign-flip p is 2/256, yet one item out of five carries the whole difference: mean 1/5, V = 1/25
     a_SN = np.zeros((8, 5))
     a_SN[:, 0] = 1
     (claim,) = claims("score", {"a": {"task": a_SN}, "b": {"task": np.zeros((8, 5))}}, ONE)
-    assert claim.p_holm == 2 / 256
+    assert claim.p == pytest.approx(2 * stats.t.sf(1, 7))
     assert not claim.claimed
+
+
+def test_seeds_that_disagree_stop_a_claim_on_many_items():
+    # the two-way p is small, but seven large differences and a small one of the other sign are what 4 of 256 sign patterns give
+    a_SN = np.repeat(np.array([1.0] * 7 + [-0.2])[:, None], 50, axis=1)
+    (claim,) = claims("score", {"a": {"task": a_SN}, "b": {"task": np.zeros((8, 50))}}, ONE)
+    assert two_way_p({"task": a_SN}, ONE) < 0.01 < claim.p == sign_flip_p(a_SN[:, 0])
+
+
+@fixed
+@given(tables)
+def test_p_is_below_5_percent_where_the_interval_excludes_zero(scores_SN: np.ndarray):
+    p, interval = two_way_p({"task": scores_SN}, ONE), two_way_interval({"task": scores_SN}, ONE)
+    assert (p < 0.05) == (interval.excludes_zero and interval.mean != 0)
+    assert two_way_p({"task": -scores_SN}, ONE) == p
 
 
 def test_one_method_has_no_pairs():
