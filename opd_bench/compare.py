@@ -19,10 +19,11 @@ import numpy as np
 from rich.console import Console
 
 from opd_bench import leaderboard, plots, report, store
-from opd_bench.config import Config
+from opd_bench.config import Config, model_location
 from opd_bench.errors import RunError, UserError
 from opd_bench.launch import carry_out
 from opd_bench.leaderboard import Leaderboard
+from opd_bench.models import cold_start_flops
 from opd_bench.plan import Job, describe, jobs
 from opd_bench.records import ArmRecord, CurvePoint, Run
 from opd_bench.resources import PACKAGE
@@ -109,9 +110,16 @@ def _write_manifest(config: Config, out: Path, command: str, planned: list[Job],
             "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
             "machine": {"system": platform.system(), "processor": platform.machine()},
             "train_test_overlap": overlap,
+            "cold_start_flops": _mean_cost(config),
             "jobs": described,
         },
     )
+
+
+def _mean_cost(config: Config) -> dict[str, float]:
+    """FLOPs of a cold start by kind, the mean of those that the seeds begin from; nothing where one does not say."""
+    costs = [cold_start_flops(model_location(student)) for student in config.students[: config.seeds]]
+    return {kind: sum(cost[kind] for cost in costs) / len(costs) for kind in costs[0]} if all(costs) else {}
 
 
 SHARED = {
@@ -213,6 +221,7 @@ def records(config: Config, out: Path, planned: list[Job]) -> tuple[Run, list[Ar
         cold_starts=[origin.greedy for origin in origins],
         cold_starts_sampled=[_by_task(start.folder(out), "sampled") for start in starts],
         cold_starts_divergences=[origin.divergences for origin in origins],
+        cold_start_flops=manifest["cold_start_flops"],
         overlap=manifest["train_test_overlap"],
         steps=_by_task(teacher.folder(out), "greedy", "steps"),
     )

@@ -162,9 +162,13 @@ class Crossing(_Model):
 
 
 class Profile(_Model):
-    """Share of the workloads (tasks × targets) that each method solves within τ times the best method's budget (AlgoPerf)."""
+    """Share of the workloads (tasks × targets) that each method solves within τ times the best method's budget (AlgoPerf).
+
+    ``times`` are the budgets at which the median seed reaches each target, by method and task; null for a miss.
+    """
 
     targets: dict[str, list[float]]  # scores, by task
+    times: dict[str, dict[str, list[Number]]]
     tau: list[float]
     solved: dict[str, list[float]]
 
@@ -298,6 +302,7 @@ def assemble(run: Run, arms: list[ArmRecord], draws: int = 1000, limits: gates.L
     count = len(run.cold_starts)
     notes = [SCOPE + ("this one cold start." if count == 1 else f"the mean of these {count} cold starts.")]
     notes += _claimable(len(run.seeds), len(by_method))
+    notes += [] if run.cold_start_flops else ["What the cold starts cost is not known, so nothing is read from scratch."]
     notes += [
         f"{name} has a schedule of its own, so it was trained for each smaller budget separately, not by branches."
         for name, group in by_method.items()
@@ -328,8 +333,10 @@ def _readings(run: Run, by_method: dict[str, list[ArmRecord]]) -> list[dict[str,
     """What other ledgers say of the same runs; their first is that of the budget."""
 
     def along(arm: ArmRecord) -> list[readings.Point]:
-        spent = ({"flops": point.flops, "tokens": point.tokens, "seconds": point.seconds} for point in arm.curve)
-        return [readings.Point(by_unit, run.macro(point.greedy)) for by_unit, point in zip(spent, arm.curve, strict=True)]
+        return [readings.Point(spent(point), run.macro(point.greedy)) for point in arm.curve]
+
+    def spent(point: records.CurvePoint) -> readings.Spent:
+        return {"flops": {**run.cold_start_flops, **point.flops}, "tokens": point.tokens, "seconds": point.seconds}
 
     binding = next((ledger for ledger in readings.LEDGERS if ledger.unit == run.axis), readings.DATA_CHARGED)
     found = readings.readings({name: [along(arm) for arm in group] for name, group in by_method.items()}, binding)
@@ -361,8 +368,10 @@ def _along_budgets(run: Run, found: dict[str, curves.Curve], start: dict[str, np
         task: [float(start[task].mean() + part * (run.teacher[task].mean() - start[task].mean())) for part in TARGETS]
         for task in run.weights
     }
-    solved = curves.performance_profile(curves.times_to_targets(found, targets), TAUS)
-    return {"crossings": crossings, "profile": {"targets": targets, "tau": TAUS, "solved": {name: list(of) for name, of in solved.items()}}}
+    reached = curves.times_to_targets(found, targets)
+    times = {name: {task: [of[task, target] for target in targets[task]] for task in targets} for name, of in reached.items()}
+    solved = {name: list(of) for name, of in curves.performance_profile(reached, TAUS).items()}
+    return {"crossings": crossings, "profile": {"targets": targets, "times": times, "tau": TAUS, "solved": solved}}
 
 
 def _by_start(difference_S: np.ndarray, start_S: np.ndarray) -> list[float]:

@@ -14,7 +14,11 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from opd_bench import store
 from opd_bench.errors import UserError
+from opd_bench.readings import START
+
+COLD_START_FILE = "cold_start.json"
 
 transformers_logging.disable_progress_bar()
 
@@ -91,6 +95,20 @@ def _fitting(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, role: s
     if model.config.vocab_size != len(tokenizer):
         raise UserError(f"the {role} has {model.config.vocab_size} output columns for {len(tokenizer)} tokens; resize its embeddings")
     return model
+
+
+def cold_start_flops(location: str) -> dict[str, int]:
+    """What training a student's folder took, by kind of charge, if the folder says so in ``cold_start.json``; else nothing.
+
+    UserError if the file holds anything but ``cold_start_student`` and ``cold_start_teacher`` (for the data), in FLOPs.
+    """
+    path = Path(location) / COLD_START_FILE
+    if not path.is_file():
+        return {}
+    flops = store.read_json(path)
+    if not isinstance(flops, dict) or flops.keys() != {*START} or not all(isinstance(of, int) and of >= 0 for of in flops.values()):
+        raise UserError(f"{path} must give {' and '.join(START)} as whole numbers of FLOPs, and nothing else")
+    return flops
 
 
 def weights_digest(location: str) -> str:

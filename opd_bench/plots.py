@@ -5,7 +5,7 @@
 ``methods`` fixes the colours: a method keeps its colour in every figure and every leaderboard drawn with the same list. The colours are
 Okabe and Ito's without yellow and black; markers repeat what they say. Known limit: colours repeat after six methods, markers after five.
 
-Shapes: S seeds, K points of a learning curve, T response positions.
+Shapes: S seeds, K budgets of a learning curve, T response positions.
 """
 
 from __future__ import annotations
@@ -20,13 +20,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from opd_bench import exposure
-from opd_bench.leaderboard import Estimate, Leaderboard
+from opd_bench.leaderboard import CurvePoint, Estimate, Leaderboard
 from opd_bench.records import ArmRecord, Run
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 MARKERS = ["o", "s", "^", "D", "v"]
 GREY = "#555555"
 PREFIXES = {"student": "own prefixes", "teacher": "teacher prefixes"}
+ALONG: dict[str, Callable[[CurvePoint], Estimate | None]] = {  # what is drawn against the budget
+    "Macro score, greedy (fraction solved)": lambda point: point.score,
+    "R − l·ε (nats)": lambda point: point.exposure.excess,
+    "ExAccErr (%)": lambda point: point.exposure.exaccerr,
+}
 FEWEST_ALIVE = 0.05  # positions with a smaller share of living rollouts are too noisy to draw
 
 
@@ -34,7 +39,7 @@ def draw(board: Leaderboard, run: Run, arms: list[ArmRecord], methods: list[str]
     """Write the figures of ``board`` into ``folder`` and return their paths; ``methods`` is the order of the colours."""
     figures = {
         "score_by_method.png": score_by_method(board, methods),
-        "score_vs_compute.png": score_vs_compute(run, arms, methods),
+        "learning_curves.png": learning_curves(board, methods),
         "score_by_steps.png": score_by_steps(run, arms, methods),
         "divergence_by_position.png": divergence_by_position(arms, methods),
     }
@@ -67,24 +72,28 @@ def score_by_method(board: Leaderboard, methods: list[str]) -> Figure:
     return _titled(figure, "Bar: 95 % interval over seeds and items. Dots: seeds.", axes)
 
 
-def score_vs_compute(run: Run, arms: list[ArmRecord], methods: list[str]) -> Figure:
-    """Greedy score against the FLOPs spent, from the cold start on: mean over seeds, band from the lowest to the highest seed."""
-    figure = _figure(4.2)
-    axes = figure.subplots()
-    for name in methods:
-        points = list(zip(*(arm.curve for arm in arms if arm.method == name), strict=False))
-        if not points:
-            continue
-        flops_KS = np.array([[sum(point.flops.values()) for point in seeds] for seeds in points])
-        score_KS = np.array([[run.macro(point.greedy) for point in seeds] for seeds in points])
-        colour, marker = style(methods, name)
-        axes.fill_between(flops_KS.mean(axis=1), score_KS.min(axis=1), score_KS.max(axis=1), color=colour, alpha=0.15, linewidth=0)
-        axes.plot(flops_KS.mean(axis=1), score_KS.mean(axis=1), color=colour, marker=marker, markersize=5, label=name)
-    axes.set_xlim(left=0)
-    axes.set_xlabel("Compute spent (FLOPs, charged)")
-    axes.set_ylabel("Macro score, greedy (fraction solved)")
-    axes.grid(alpha=0.3)
-    return _titled(figure, "Each point ends a run of its own budget, cooldown included. Band: lowest to highest seed.", axes)
+def learning_curves(board: Leaderboard, methods: list[str]) -> Figure:
+    """Score and exposure bias at each budget, from the cold start on, with their 95 % intervals."""
+    figure = _figure(3.6)
+    panels = list(figure.subplots(1, len(ALONG)).flat)
+    start = board.cold_start.exposure
+    for panel, (label, of) in zip(panels, ALONG.items(), strict=True):
+        origin = [] if start is None else [of(CurvePoint(share=0.0, score=board.cold_start.score, exposure=start))]
+        for method in sorted(board.methods, key=lambda method: methods.index(method.name)):
+            points = [*origin, *map(of, method.curve)]
+            budget_K = np.array([0.0] * len(origin) + [point.share for point in method.curve]) * board.budget.limit
+            mean_K, low_K, high_K = np.array([(point.mean, point.low, point.high) if point else (None,) * 3 for point in points], float).T
+            colour, marker = style(methods, method.name)
+            panel.fill_between(budget_K, low_K, high_K, color=colour, alpha=0.12, linewidth=0)
+            panel.plot(budget_K, mean_K, color=colour, marker=marker, markersize=5, label=method.name)
+        panel.set_xlim(left=0)
+        panel.set_ylabel(label, fontsize=9)
+        panel.tick_params(labelsize=8)
+        panel.grid(alpha=0.3)
+    figure.supxlabel(f"Budget ({board.budget.axis}, charged)", fontsize=10)
+    return _titled(
+        figure, "Each point ends a run of its own budget, cooldown included. Band: 95 % interval over seeds and items.", panels[0]
+    )
 
 
 def score_by_steps(run: Run, arms: list[ArmRecord], methods: list[str]) -> Figure:

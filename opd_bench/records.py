@@ -75,6 +75,7 @@ class Run:
     cold_starts: list[dict[str, np.ndarray]]
     cold_starts_sampled: list[dict[str, np.ndarray]]
     cold_starts_divergences: list[exposure.Divergences]
+    cold_start_flops: dict[str, float]  # of training one and making its data, by kind of charge; nothing where it is unknown
     overlap: dict[str, float]  # share of each task's test items that are met in training
     steps: dict[str, np.ndarray]  # that each item's problem needs; NaN where its task does not say
 

@@ -30,7 +30,7 @@ READING_COLUMNS = ["ledger", "what it asks", "at", "methods, best first", "turne
 UNITS = {"flops": "FLOPs", "seconds": "s"}
 FIGURES = {  # written by opd_bench.plots
     "score_by_method.png": "Score by method",
-    "score_vs_compute.png": "Score against compute spent",
+    "learning_curves.png": "Score and exposure bias against the budget",
     "score_by_steps.png": "Score against the number of steps",
     "divergence_by_position.png": "Divergence by position",
 }
@@ -149,6 +149,17 @@ def crossing_lines(board: Leaderboard) -> list[str]:
         return f"{ahead} overtakes {behind} at {crossing.budget:.3g} {board.budget.axis} [{bounds}]"
 
     return list(map(line, board.crossings))
+
+
+def time_rows(board: Leaderboard) -> list[list[str]]:
+    """Of each method and task, the shares of the budget at which the median seed reaches the targets."""
+    if board.profile is None:
+        return []
+
+    def percent(time: float | None) -> str:
+        return NONE if time is None else f"{time / board.budget.limit:.0%}"
+
+    return [[name, *(", ".join(map(percent, times)) for times in tasks.values())] for name, tasks in board.profile.times.items()]
 
 
 def profile_rows(board: Leaderboard) -> list[list[str]]:
@@ -276,9 +287,10 @@ def markdown(board: Leaderboard) -> str:
 def _profile(board: Leaderboard, table: Callable[[list[str], list[list[str]]], list[str]]) -> list[list[str]]:
     if board.profile is None:
         return []
-    targets = "; ".join(f"{task} {', '.join(number(score) for score in scores)}" for task, scores in board.profile.targets.items())
+    targets = [f"{task} {', '.join(number(score) for score in scores)}" for task, scores in board.profile.targets.items()]
     return [
+        ["Share of the budget at which the median seed first reaches three scores on the way from the cold start to the teacher:"],
+        table(["method", *targets], time_rows(board)),
         [f"Share of {sum(map(len, board.profile.targets.values()))} targets reached within τ times the least budget of any method:"],
         table(["method", *(f"τ = {tau:g}" for tau in board.profile.tau)], profile_rows(board)),
-        [f"Targets lie on the way from the cold start to the teacher: {targets}."],
     ]

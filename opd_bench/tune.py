@@ -2,9 +2,9 @@
 
     recipe = tune(config, 8, out, "opd-bench tune", 2, console)
 
-A trial is an arm like any other, with one of the settings its method declares (`methods.tunable`), drawn by lot where there are more than
-trials; so an interrupted tuning resumes, and what each trial spent stands in its ledger. The best by greedy score, of equal ones by
-the sampled score, becomes the recipe: YAML to be laid over the tier with ``compare --config``.
+A trial is an arm like any other, with one of the settings its method declares (`methods.tunable`), drawn by lot; so an interrupted
+tuning resumes, and what each trial spent stands in its ledger. The best by greedy score, of equal ones by the sampled score, becomes the
+recipe: YAML to be laid over the tier with ``compare --config``.
 """
 
 from __future__ import annotations
@@ -32,12 +32,16 @@ Settings = dict[str, Any]
 
 
 def drawn(name: str, method: str, trials: int) -> list[Settings]:
-    """``trials`` different settings of what ``method`` declares to be tried. UserError if it declares fewer."""
+    """``trials`` different settings of what ``method`` declares to be tried, the first of them those of fewer trials.
+
+    UserError if it declares fewer.
+    """
     declared = space(find(method).cls)
     every = [dict(zip(declared, values, strict=True)) for values in product(*declared.values())]
     if len(every) < trials:
         raise UserError(f"method {name} declares {len(every)} settings to try, fewer than {trials} trials; lower --trials")
-    return every if len(every) == trials else random.Random(f"tune {name}").sample(every, trials)
+    random.Random(f"tune {name}").shuffle(every)
+    return every[:trials]
 
 
 def trials_of(config: Config, trials: int) -> dict[str, list[Settings]]:

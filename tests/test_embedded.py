@@ -4,7 +4,7 @@ import json
 import random
 from collections import Counter
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, cycle, islice
 
 import pytest
 import torch
@@ -16,7 +16,9 @@ from opd_bench.embedded.corpus import CHECK, NO, STEPWISE, TASKS, YES
 from opd_bench.embedded.fit import batches, encode, new_llama
 from opd_bench.embedded.tokenizer import CONTEXT
 from opd_bench.errors import RunError, UserError
+from opd_bench.flops import flop_count
 from opd_bench.procedural import LIMIT
+from opd_bench.readings import START
 from opd_bench.resources import EMBEDDED, task_module
 from opd_bench.sequences import Sequences
 
@@ -294,6 +296,16 @@ def trained(tokenizer, checkpoint=None, until=None):
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
+def test_training_counts_the_flops_of_what_is_not_padding(tokenizer):
+    model, rows = new_llama(32, 1, tokenizer, seed=0), [([3] * length, [1.0] * length) for length in (5, 40, 17)]
+    flops = fit.fit(model, batches(cycle(rows), 64, random.Random(0)), 4, 1e-3)
+    seen = [ids_BT for ids_BT, _ in islice(batches(cycle(rows), 64, random.Random(0)), 4)]
+    lengths = torch.cat([(ids_BT == 3).sum(dim=1) for ids_BT in seen])
+    assert set(lengths.tolist()) <= {5, 17, 40}
+    assert sum(ids_BT.numel() for ids_BT in seen) > lengths.sum()
+    assert flops == flop_count(model.config).update(lengths)
+
+
 def test_training_that_was_interrupted_ends_where_it_would_have(tokenizer, tmp_path):
     checkpoint = tmp_path / "checkpoint"
     with pytest.raises(PowerCutError):
@@ -377,8 +389,8 @@ def quick(tokenizer, monkeypatch):
             return 1.0 if model is teacher else next(looks)
 
         def recorded_texts(teacher, tokenizer, task, seed, count, sampled=build.teacher_texts):
-            texts[task] = sampled(teacher, tokenizer, task, seed, count)
-            return texts[task]
+            texts[task], flops = sampled(teacher, tokenizer, task, seed, count)
+            return texts[task], flops
 
         def recorded_batches(examples, tokens, rng):
             drawn = list(islice(examples, 60))
@@ -389,9 +401,9 @@ def quick(tokenizer, monkeypatch):
             patch.setattr(measures, "accuracy", accuracy)
             patch.setattr(build, "teacher_texts", recorded_texts)
             patch.setattr(build, "batches", recorded_batches)
-            student, number, score = build.cold_start(teacher, tokenizer, 0, 5)
+            found = build.cold_start(teacher, tokenizer, 0, 5)
         assert next(looks, None) is None
-        return student, number, score
+        return found
 
     return run
 
@@ -405,9 +417,11 @@ def test_a_student_is_trained_on_the_tasks_it_lacks_until_it_stands_within_bound
         {"arithmetic": enough, "equations": enough, "trace": most + 0.01, "functions": enough},
         {"arithmetic": least, "equations": most, "trace": enough, "functions": least},
     ]
-    student, number, score = quick(scores, rounds := [])
+    student, flops, score = quick(scores, rounds := [])
     assert rounds == [set(TASKS), {"equations", "functions"}, {"arithmetic"}, {"arithmetic", "equations", "functions"}]
-    assert (number, score) == (4, scores[-1])
+    assert score == scores[-1]
+    assert list(flops) == list(START)
+    assert min(flops.values()) > 0
     untouched = new_llama(build.STUDENT_WIDTH, build.STUDENT_LAYERS, tokenizer, 1)
     assert not torch.equal(student.lm_head.weight, untouched.lm_head.weight)
 
@@ -421,8 +435,10 @@ def test_a_student_that_never_stands_within_bounds_ends_the_build(quick, monkeyp
 
 def test_teacher_texts_are_training_prompts_without_weight_and_responses_with(tokenizer):
     teacher = new_llama(32, 1, tokenizer, seed=1).eval()
-    texts = build.teacher_texts(teacher, tokenizer, "trace", 5, 20)
-    assert texts == build.teacher_texts(teacher, tokenizer, "trace", 5, 20)
+    texts, flops = build.teacher_texts(teacher, tokenizer, "trace", 5, 20)
+    assert (texts, flops) == build.teacher_texts(teacher, tokenizer, "trace", 5, 20)
+    lengths = torch.tensor([len(ids) for ids, _ in texts])
+    assert flops == flop_count(teacher.config).sample(torch.zeros(20, dtype=torch.int64), lengths)
     for problem, (ids, weights) in zip(train_problems("trace", 20, seed=1005), texts, strict=True):
         prompt = tokenizer(problem.prompt).input_ids
         assert ids[: len(prompt)] == prompt

@@ -16,6 +16,7 @@ from opd_bench.records import ArmRecord, CurvePoint, Run
 
 STEM, CODING = ["arithmetic", "trace"], ["functions"]
 ITEMS, PROMPTS, LENGTH = 40, 8, 6
+COLD = {"cold_start_student": 3e13, "cold_start_teacher": 2e12}
 
 
 def items(rate: float) -> dict[str, np.ndarray]:
@@ -44,6 +45,7 @@ def run_of(seeds: int) -> Run:
         cold_starts=[items(0.5)],
         cold_starts_sampled=[items(0.25)],
         cold_starts_divergences=[divergences(0.3, 0.2)],
+        cold_start_flops={},
         overlap=dict.fromkeys(STEM + CODING, 0.0),
         steps={task: np.arange(ITEMS) % 4 + 2.0 for task in STEM + CODING},
     )
@@ -194,7 +196,8 @@ def test_too_few_seeds_are_named_with_how_many_it_takes(seeds: int, methods: int
 
 
 def test_enough_seeds_leave_only_the_scope():
-    (note,) = assemble(run_of(8), arms_of({"opd": 0.7, "sft": 0.6}, 8)).notes
+    run = replace(run_of(8), cold_start_flops=COLD)
+    (note,) = assemble(run, arms_of({"opd": 0.7, "sft": 0.6}, 8)).notes
     assert note.startswith("Claims hold for this student")
 
 
@@ -291,6 +294,9 @@ def test_a_method_that_starts_behind_and_ends_ahead_crosses_between():
     assert board.profile
     assert board.profile.solved["opd"][-1] == 1.0
     assert board.profile.solved["sft"][-1] < 1.0
+    assert board.profile.targets["trace"] == pytest.approx([0.59, 0.68, 0.77])
+    assert board.profile.times["opd"]["trace"] == pytest.approx([0.5e12 * 2 ** ((target - 0.5) / 0.4) for target in (0.59, 0.68, 0.77)])
+    assert board.profile.times["sft"]["trace"] == [pytest.approx(0.5e12), pytest.approx(0.5e12), None]
 
 
 def test_one_budget_has_no_crossing_and_no_profile():
@@ -302,3 +308,18 @@ def test_other_ledgers_are_read_and_the_first_is_that_of_the_budget():
     board = assemble(run_of(2), [*rising("opd", (0.6, 0.8)), *rising("sft", (0.7, 0.7))])
     assert [reading.ledger for reading in board.readings] == ["data charged", "data free", "teacher scoring free", "wall clock"]
     assert board.readings[0].order == ["opd", "sft"]
+    assert any("cold starts cost is not known" in note for note in board.notes)
+
+
+def test_from_scratch_adds_what_a_cold_start_costs_to_every_arm_and_turns_no_order_around():
+    arms = [*rising("opd", (0.6, 0.8)), *rising("sft", (0.7, 0.7))]
+    board = assemble(replace(run_of(2), cold_start_flops=COLD), arms)
+    free, scratch, charged = (
+        next(one for one in board.readings if one.ledger == name)
+        for name in ("data free", "from scratch, data free", "from scratch, data charged")
+    )
+    assert free.cost
+    assert (scratch.cost, charged.cost) == (free.cost + 3e13, free.cost + 3e13 + 2e12)
+    assert scratch.score == pytest.approx(free.score)
+    assert scratch.order == free.order
+    assert not any("not known" in note for note in board.notes)

@@ -37,7 +37,7 @@ def measured(seeds: int) -> tuple[Run, list[ArmRecord]]:
     start = items(rng, 0.5), items(rng, 0.3)
     run = Run(
         "embedded", "opd-bench run embedded", "0123abc", "FLOPs", 1.5e12, list(range(seeds)), TASKS[:1], TASKS[1:],
-        items(rng, 0.95), items(rng, 0.9), [start[0]], [start[1]], [divergences(rng, 0.2)], dict.fromkeys(TASKS, 0.0),
+        items(rng, 0.95), items(rng, 0.9), [start[0]], [start[1]], [divergences(rng, 0.2)], {}, dict.fromkeys(TASKS, 0.0),
         dict.fromkeys(TASKS, np.arange(60) % 4 + 2.0),
     )  # fmt: skip
     arms = [
@@ -102,12 +102,12 @@ def test_markdown_names_every_method_command_and_figure(board: Leaderboard):
 def test_markdown_tables_are_rectangular(board: Leaderboard):
     rows = [line for line in report.markdown(board).splitlines() if line.startswith("|")]
     assert board.profile
-    along, taus = report.curve_columns(board), ["method", *board.profile.tau]
+    along, taus, times = report.curve_columns(board), ["method", *board.profile.tau], ["method", *board.profile.targets]
     widths = [
         len(columns)
-        for columns in (report.SCORE_COLUMNS, report.EXPOSURE_COLUMNS, report.SPENT_COLUMNS, along, taus, report.READING_COLUMNS)
+        for columns in (report.SCORE_COLUMNS, report.EXPOSURE_COLUMNS, report.SPENT_COLUMNS, along, times, taus, report.READING_COLUMNS)
     ]
-    lengths = [2 + len(METHODS) + extra for extra in (2, 1, 0, 0, 0)] + [2 + len(board.readings)]
+    lengths = [2 + len(METHODS) + extra for extra in (2, 1, 0, 0, 0, 0)] + [2 + len(board.readings)]
     assert [row.count("|") - 1 for row in rows] == [width for width, length in zip(widths, lengths, strict=True) for _ in range(length)]
 
 
@@ -153,15 +153,14 @@ def test_one_method_with_one_seed_can_be_drawn(tmp_path: Path):
     assert all(path.stat().st_size > 5000 for path in plots.draw(board, run, arms, ["opd"], tmp_path))
 
 
-def test_the_learning_curve_reaches_its_end_when_seeds_stop_at_different_shares(board: Leaderboard):
-    run, arms = measured(2)
-    solved = {seed: dict.fromkeys(TASKS, np.arange(60) < 30 + 6 * seed) for seed in (0, 1)}
-    end = [replace(arm.end, flops={"student_update": 10**12 + arm.seed * 10**9}, greedy=solved[arm.seed]) for arm in arms]
-    arms = [replace(arm, curve=[arm.curve[0], point]) for arm, point in zip(arms, end, strict=True)]
-    figure = plots.score_vs_compute(run, arms, METHODS)
-    for line in figure.axes[0].lines[: len(METHODS)]:
-        assert np.asarray(line.get_xdata())[-1] == pytest.approx(1.0005e12)
-        assert np.asarray(line.get_ydata())[-1] == pytest.approx(0.55)
+def test_learning_curves_go_from_the_cold_start_to_the_whole_budget_with_bands(board: Leaderboard):
+    score, excess, _ = plots.learning_curves(board, METHODS).axes
+    assert board.cold_start.exposure
+    for method, line, gap in zip(sorted(board.methods, key=lambda one: METHODS.index(one.name)), score.lines, excess.lines, strict=True):
+        assert list(line.get_xdata()) == [0, 0.75e12, 1.5e12]
+        assert list(line.get_ydata()) == [board.cold_start.score.mean, *(point.score.mean for point in method.curve)]
+        assert list(gap.get_ydata()) == [board.cold_start.exposure.excess.mean, *(point.exposure.excess.mean for point in method.curve)]
+    assert len(score.collections) == len(METHODS)
 
 
 def test_a_method_keeps_its_colour_when_others_are_left_out(board: Leaderboard):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
@@ -28,7 +27,9 @@ from opd_bench.embedded.corpus import FINISH, TASKS, documents, tokenizer_texts
 from opd_bench.embedded.fit import Example, batches, clock, encode, fit, new_llama
 from opd_bench.embedded.tokenizer import train_tokenizer
 from opd_bench.errors import RunError, UserError
-from opd_bench.models import eos_id, load_model, load_pairs, load_tokenizer
+from opd_bench.flops import flop_count
+from opd_bench.models import COLD_START_FILE, eos_id, load_model, load_pairs, load_tokenizer
+from opd_bench.readings import START
 from opd_bench.resources import task_module
 from opd_bench.rollouts import sample
 from opd_bench.sequences import Prompts
@@ -91,15 +92,18 @@ def build_teacher(out: Path, tokenizer: PreTrainedTokenizerFast, seed: int, shor
     return teacher
 
 
-def teacher_texts(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: str, seed: int, count: int) -> list[Example]:
-    """Texts sampled from the teacher at temperature 1, the prompt without weight, as the bench's own corpus is."""
+def teacher_texts(
+    teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: str, seed: int, count: int
+) -> tuple[list[Example], int]:
+    """Texts sampled from the teacher at temperature 1, the prompt without weight, as the bench's own corpus is; their FLOPs."""
     problems = islice(task_module(task).problems("train", 1000 + seed), count)
     prompts = Prompts([list(tokenizer(problem.prompt).input_ids) for problem in problems], [task] * count)
     texts = sample(
         teacher, prompts, max_response=measures.MAX_RESPONSE, eos=eos_id(tokenizer), generator=torch.Generator().manual_seed(seed)
     )
     rows = zip(prompts.ids, map(texts.response, range(count)), strict=True)
-    return [(prompt + response, [0.0] * len(prompt) + [1.0] * len(response)) for prompt, response in rows]
+    flops = flop_count(teacher.config).sample(texts.prompt_B, texts.length_B - texts.prompt_B)
+    return [(prompt + response, [0.0] * len(prompt) + [1.0] * len(response)) for prompt, response in rows], flops
 
 
 def build_student(out: Path, number: int, seed: int, texts_per_task: int) -> str:
@@ -109,25 +113,27 @@ def build_student(out: Path, number: int, seed: int, texts_per_task: int) -> str
     if folder.exists():
         return f"student {number}: was there"
     teacher, tokenizer = load_model(str(out / "teacher")), load_tokenizer(str(out / "teacher"))
-    student, rounds, score = cold_start(teacher, tokenizer, seed + number, texts_per_task)
-    save(student, tokenizer, folder)
-    return f"student {number}: {rounds} rounds of {ROUND} steps, {score}, {elapsed()}"
+    student, flops, score = cold_start(teacher, tokenizer, seed + number, texts_per_task)
+    save(student, tokenizer, folder, flops)
+    return f"student {number}: {sum(flops.values()):.2e} FLOPs, {score}, {elapsed()}"
 
 
 def cold_start(
     teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int, texts_per_task: int
-) -> tuple[LlamaForCausalLM, int, dict[str, float]]:
-    """A student trained on teacher text, round by round on the tasks it does not yet solve well enough; the rounds; its scores."""
-    student = new_llama(STUDENT_WIDTH, STUDENT_LAYERS, tokenizer, seed + 1)
-    texts = {task: teacher_texts(teacher, tokenizer, task, seed, texts_per_task) for task in TASKS}
+) -> tuple[LlamaForCausalLM, dict[str, int], dict[str, float]]:
+    """A student trained on teacher text, round by round on the tasks it does not yet solve well enough; its FLOPs by kind; its scores."""
+    student, training = new_llama(STUDENT_WIDTH, STUDENT_LAYERS, tokenizer, seed + 1), 0
+    written = {task: teacher_texts(teacher, tokenizer, task, seed, texts_per_task) for task in TASKS}
+    texts = {task: examples for task, (examples, _) in written.items()}
     ceiling = {task: measures.accuracy(teacher, tokenizer, task, count=LOOK) for task in TASKS}
     least, enough, most = COLD
     rng = random.Random(seed)
     score: dict[str, float] = {}
-    for number in range(MOST_ROUNDS):
+    for _ in range(MOST_ROUNDS):
         score = {task: measures.accuracy(student, tokenizer, task, count=LOOK) for task in TASKS}
         if all(least * ceiling[task] <= score[task] <= most * ceiling[task] for task in TASKS):
-            return student, number, score
+            spent = (training, sum(flops for _, flops in written.values()))
+            return student, dict(zip(START, spent, strict=True)), score
         lacking = [task for task in TASKS if score[task] < enough * ceiling[task]]
         lacking = lacking or [task for task in TASKS if score[task] <= most * ceiling[task]]  # the others are to be forgotten a little
         if not lacking:
@@ -137,13 +143,15 @@ def cold_start(
             while True:
                 yield rng.choice(texts[rng.choice(tasks)])
 
-        fit(student, batches(draws(), BATCH_TOKENS, rng), ROUND, STUDENT_LR)
+        training += fit(student, batches(draws(), BATCH_TOKENS, rng), ROUND, STUDENT_LR)
     raise RunError(f"the student of seed {seed} came to {score}, never within {least} to {most} of the teacher on every task")
 
 
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """A plain `save_pretrained` folder in bf16."""
-    shutil.rmtree(folder, ignore_errors=True)
-    model.bfloat16().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path, flops: dict[str, int] | None = None) -> None:
+    """A plain `save_pretrained` folder in bf16, with what a cold start cost."""
+    with store.whole_folder(folder) as part:
+        model.bfloat16().save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        if flops:
+            store.write_json(part / COLD_START_FILE, flops)
     model.float()

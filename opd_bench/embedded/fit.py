@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase,
 
 from opd_bench.embedded.corpus import Document
 from opd_bench.embedded.tokenizer import CONTEXT
+from opd_bench.flops import flop_count
 from opd_bench.train import learning_rate_scale
 
 POOL = 2048  # documents sorted by length together
@@ -93,9 +94,12 @@ def fit(
     checkpoint: Path | None = None,
     every: int = 250,
     report: Callable[[int, float], None] = lambda step, loss: None,
-) -> None:
-    """Train with a constant learning rate that falls to 0 over the last ``cooldown``; resumes from ``checkpoint`` where one lies."""
-    both = optimizers(model, lr)
+) -> int:
+    """Train with a constant learning rate that falls to 0 over the last ``cooldown``; resumes from ``checkpoint`` where one lies.
+
+    Returns the FLOPs of the steps taken now, padding left out.
+    """
+    both, count, flops = optimizers(model, lr), flop_count(model.config), 0
     start, warmup, losses = 0, max(1, min(200, steps // 10)), []
     if checkpoint and checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
@@ -111,6 +115,7 @@ def fit(
     for step in range(start, steps):
         share = min((step + 1) / warmup, learning_rate_scale(step / steps, cooldown))
         ids_BT, weights_BT = next(data)
+        flops += count.update((ids_BT != model.config.pad_token_id).sum(dim=1))
         with torch.autocast("cpu", torch.bfloat16):
             logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
         nll_N = cross_entropy(logits_BTV[:, :-1].float().flatten(0, 1), ids_BT[:, 1:].flatten(), reduction="none")
@@ -133,6 +138,7 @@ def fit(
                 part.replace(checkpoint)
     model.eval()
     model.set_attn_implementation("sdpa")
+    return flops
 
 
 def clock() -> Callable[[], str]:
