@@ -171,11 +171,13 @@ def overlaid(base: dict, over: dict) -> dict:
 
 
 def load(tier: str, overlays: list[dict]) -> Config:
-    """The configuration of ``tier`` with ``overlays``. UserError for an unknown tier, an unknown key, or a bad value."""
+    """The configuration of ``tier`` with ``overlays``. UserError for an unknown tier or key, a bad value, or an overlay of another tier."""
     if tier not in tiers():
         raise UserError(f"unknown tier {tier!r}{did_you_mean(tier, tiers())}")
     document = read_yaml(TIERS / f"{tier}.yaml")
     for overlay in overlays:
+        if overlay.get("tier", tier) != tier:
+            raise UserError(f"this configuration is for the tier {overlay['tier']}, not {tier}; give --tier {overlay['tier']}")
         document = overlaid(document, overlay)
     try:
         return Config(**document)

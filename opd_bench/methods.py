@@ -116,7 +116,7 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
                 return f"unknown key {where!r}"
             known = annotation
         return f"unknown key {where!r}{did_you_mean(str(first['loc'][-1]), known.model_fields)}"
-    return f"{where}: {first['msg']}"
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def shipped() -> dict[str, Path]:

@@ -79,7 +79,7 @@ def tune(config: Config, trials: int, out: Path, command: str, workers: int, con
     total = sum(sum(row["flops"].values()) for row in rows)
     store.write_json(out / "trials.json", {"schema": "opd-bench/trials/1", "command": command, "flops": total, "trials": rows})
     said = f"# {command}\n# {trials} trials per method, {total:.3g} FLOPs in all, chosen by greedy score on {_items(board)}.\n"
-    store.write_text(out / "recipe.yaml", said + yaml.safe_dump({"methods": recipe}, sort_keys=False))
+    store.write_text(out / "recipe.yaml", said + yaml.safe_dump({"tier": config.tier, "methods": recipe}, sort_keys=False))
     console.print(_table(rows, best))
     console.print(f"Written to {out}/: recipe.yaml (compare --config {out}/recipe.yaml) and trials.json.", markup=False, highlight=False)
     return recipe

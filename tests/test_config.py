@@ -48,6 +48,8 @@ def test_the_digest_tells_configurations_apart_and_nothing_else():
         ({"budget": {"limit": -1}}, r"budget\.limit: .*greater"),
         ({"budget": {"limit": float("inf")}}, r"budget\.limit: .*finite"),
         ({"budget": {"axis": "tokens"}}, r"budget\.axis: .*'flops'"),
+        ({"budget": {"axis": "dollars"}}, r"budget: budget\.prices and the axis dollars need each other"),
+        ({"gates": {"overlaps": 0.1}}, r"unknown key 'gates\.overlaps' \(did you mean 'overlap'\?\)"),
         ({"methods": {}}, "methods: .*at least 1"),
         ({"methods": ["sft"]}, "methods: .*dictionary"),
         ({"methods": {"sft": 3}}, r"methods\.sft: .*dictionary"),
@@ -64,6 +66,11 @@ def test_a_mistake_is_one_line_that_names_the_key(overlay, said):
 def test_an_unknown_tier_is_named():
     with pytest.raises(UserError, match=r"unknown tier 'embeded' \(did you mean 'embedded'\?\)"):
         load("embeded", [])
+
+
+def test_a_recipe_for_another_tier_is_refused():
+    with pytest.raises(UserError, match="this configuration is for the tier smol, not embedded; give --tier smol"):
+        load("embedded", [{"tier": "smol", "methods": {"sft": {"lr": 1e-3}}}])
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -90,6 +91,7 @@ def test_the_recipe_is_the_best_trial_of_each_method_and_lies_over_the_tier(tune
     assert recipe["mine"]["method"].endswith("mine.py")
     written = yaml.safe_load((out / "recipe.yaml").read_text())
     assert load("embedded", [written]).methods == {**written["methods"]} == recipe
+    assert written["tier"] == config.tier
     total = json.loads((out / "trials.json").read_text())["flops"]
     assert 0 < total <= 4 * config.limit
 
@@ -112,3 +114,14 @@ def test_a_task_without_development_items_cannot_be_tuned_on(tmp_path):
     (tmp_path / "plain.yaml").write_text(text)
     with pytest.raises(UserError, match="'plain' has no validation split"):
         load_suite(["plain"], [], tmp_path, "validation")
+
+
+def test_the_tier_ships_what_the_committed_tuning_chose():
+    committed = Path(__file__).parents[1] / "results/tuning"
+    rows = json.loads((committed / "trials.json").read_text())["trials"]
+    shipped = load("embedded", []).methods
+    assert len(rows) == 15 * len(shipped)
+    assert load("embedded", [yaml.safe_load((committed / "recipe.yaml").read_text())]).methods == shipped
+    for name, options in shipped.items():
+        best = max((row for row in rows if row["method"] == name), key=lambda row: (row["score"], row["sampled"]))
+        assert best["options"] == {"method": name, **options}
