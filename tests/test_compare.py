@@ -119,6 +119,30 @@ def rows(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+PRICES = {"per_exaflop": 1e9, "per_million_tokens": {"teacher_generate": 100.0, "teacher_score": 10.0, "judge": 100.0}}
+
+
+@pytest.mark.parametrize(
+    ("budget", "unit"),
+    [
+        ({"axis": "student-tokens", "limit": 900}, "student tokens"),
+        ({"axis": "teacher-tokens", "limit": 2500}, "teacher tokens"),
+        ({"axis": "dollars", "limit": 3.0, "prices": PRICES}, "dollars"),
+        ({"axis": "wall-clock", "limit": 0.3}, "seconds"),
+    ],
+)
+def test_whatever_binds_the_methods_are_matched_on_it(pair_folders, tmp_path, inline, budget, unit):
+    config = configured(pair_folders, budget=budget, methods={"sft": {"batch": 4}, "opd": {"batch": 4}})
+    board = run(config, tmp_path / "out")
+    assert (board.budget.axis, board.budget.limit) == (unit, budget["limit"])
+    for method in board.methods:
+        spent = sum(config.axis.of(kind, method.spent.tokens[kind], of, method.spent.seconds[kind]) for kind, of in method.spent.flops.items())
+        assert spent == pytest.approx(method.spent.share * budget["limit"], rel=0.02)
+        assert 0.8 < method.spent.share <= (1.5 if unit == "seconds" else 1)  # seconds are known only afterwards
+    assert len({method.spent.flops["student_update"] for method in board.methods}) == 2  # so it is not FLOPs that bind
+    assert board.readings[0].unit == ("seconds" if unit == "seconds" else "flops")
+
+
 def test_a_run_leaves_every_file_and_a_valid_leaderboard(finished):
     board = json.loads((finished / "leaderboard.json").read_text(encoding="utf-8"))
     jsonschema.validate(board, json.loads(leaderboard.SCHEMA_FILE.read_text(encoding="utf-8")))
