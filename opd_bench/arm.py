@@ -1,4 +1,4 @@
-"""One arm from start to finish: train under the budget, evaluate, record divergences, leave a folder of files.
+"""One arm from start to finish: train under the budget, evaluate, record rollouts, leave a folder of files.
 
 The references (the teacher, and the student as it starts) are evaluated by the same code.
 """
@@ -15,19 +15,18 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from opd_bench import evaluate, flops, store
+from opd_bench import continuations, evaluate, flops, store
 from opd_bench.bench import Bench
 from opd_bench.config import Config, model_location
 from opd_bench.engine import TorchEngine
 from opd_bench.errors import UserError
+from opd_bench.exposure import Recording
 from opd_bench.judge import Judge
 from opd_bench.ledger import Ledger
-from opd_bench.measure import divergences
 from opd_bench.methods import Method
 from opd_bench.models import Pair, load_pairs
 from opd_bench.plan import TEACHER, Job
 from opd_bench.prompts import Corpus, Stream, encode_prompts
-from opd_bench.sequences import Prompts
 from opd_bench.statistics import auroc
 from opd_bench.trace import Counter, worst_case
 from opd_bench.train import Progress, train
@@ -51,15 +50,20 @@ class Workshop:
         """For what does not depend on the cold start."""
         return self.pairs[0]
 
-    def exposure_prompts(self) -> Prompts:
-        """The first evaluation prompts of every task, the same for all arms."""
-        chosen, taken = [], dict.fromkeys(self.suite.tasks, 0)
-        for task, text in self.suite.prompts("test"):
-            if taken[task] < self.config.exposure.prompts:
-                taken[task] += 1
-                chosen.append((task, text))
-        encoded = encode_prompts(chosen, self.pair.tokenizer, self.counter.max_prompt + self.counter.max_response)
-        return Prompts([ids for _, ids in encoded], [task for task, _ in encoded])
+    def record(self, model: PreTrainedModel, seed: int, corpus_folder: Path, *, full: bool, continued: bool) -> Recording:
+        """``model`` beside the teacher on the first evaluation prompts of every task, the same for all arms."""
+        return continuations.record(
+            model,
+            self.pair.teacher,
+            self.pair.tokenizer,
+            self.suite,
+            count=self.config.exposure.prompts,
+            max_response=self.config.max_response,
+            seed=seed,
+            kept=corpus_folder / f"seed-{seed}" / "exposure",
+            full=full,
+            continued=continued,
+        )
 
     def items(self, model: PreTrainedModel, *, limit: int | None, sampled: bool = False, seed: int = 0) -> list[evaluate.Item]:
         size = self.config.evaluation.batch_size
@@ -190,7 +194,7 @@ def _spent(bench: Bench) -> dict[str, dict]:
 def _measure(
     shop: Workshop, job: Job, model: PreTrainedModel, out: Path, folder: Path, decodings: tuple[str, ...], report: Report = lambda *_: None
 ) -> tuple[list[dict], dict[str, float]]:
-    """Leave the item table and the divergences of ``model`` in ``folder``; the rows, and the seconds it took by stage."""
+    """Leave the item table and the recording of ``model`` in ``folder``; the rows, and the seconds it took by stage."""
     settings, begun, rows = shop.config.evaluation, time.perf_counter(), []
     for place, decoding in enumerate(decodings):
         report(f"evaluating ({decoding})", place / 3)
@@ -199,17 +203,10 @@ def _measure(
     store.write_jsonl(folder / "items.jsonl", rows)
     evaluated = time.perf_counter()
     report("measuring exposure bias", 2 / 3)
-    if job.method or job.name != TEACHER:
-        record = divergences(
-            model,
-            shop.pair.teacher,
-            shop.exposure_prompts(),
-            max_response=shop.config.max_response,
-            eos=shop.pair.eos,
-            seed=job.seed,
-            kept=out / "corpus" / f"seed-{job.seed}" / "exposure.pt",
-        )
-        store.save_divergences(folder / "divergences.npz", record)
+    whole, teacher = len(decodings) > 1, not job.method and job.name == TEACHER  # as if it were the student: it must agree with itself
+    store.save_recording(
+        folder / "recording.npz", shop.record(model, job.seed, out / "corpus", full=whole, continued=whole and not teacher)
+    )
     return rows, {"evaluation": evaluated - begun, "exposure": time.perf_counter() - evaluated}
 
 

@@ -57,6 +57,15 @@ Examples:
     opd-bench tune --methods opd,path/to/mine.py --trials 4 --budget 2e11 --out tuned/mine
 """
 
+AUDIT_EXAMPLES = """
+Examples:
+
+    opd-bench audit --student runs/mine --teacher runs/teacher --task gsm8k_cot --out audit
+
+    opd-bench audit --student embedded/student-0 --student embedded/student-1 --teacher embedded/teacher \\
+        --task opd_bench_stem --coding opd_bench_coding --exposure-prompts 48 --out audit
+"""
+
 CHECK_EXAMPLES = """
 Examples:
 
@@ -247,6 +256,42 @@ def power(
         print(to_json(plan))
     else:
         show(plan, console)
+
+
+@app.command(epilog=AUDIT_EXAMPLES)
+def audit(
+    student: Annotated[list[str], typer.Option(help="a checkpoint: folder or hub id; give it several times to compare them")],
+    teacher: Annotated[str, typer.Option(help="folder or hub id")],
+    task: Annotated[list[str], typer.Option(help="lm-eval task or group whose answers are written out; give it several times for several")],
+    out: Annotated[Path, typer.Option(help="folder for audit.md, audit.html, audit.json and figures")],
+    coding: Annotated[list[str] | None, typer.Option(help="tasks that count as coding; the others are STEM")] = None,
+    include_path: Annotated[Path | None, typer.Option(help="folder of your own task YAML")] = None,
+    exposure_prompts: Annotated[
+        int, typer.Option(min=2, help="per task, for what is recorded along rollouts; the report says what they buy")
+    ] = 100,
+    limit: Annotated[int | None, typer.Option(min=1, help="items per task to score; default all")] = None,
+    max_response: Annotated[int | None, typer.Option(min=2, help="tokens of a rollout; default the most that a task generates")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="prompts scored together")] = 100,
+    seed: Annotated[int, typer.Option(help="of the sampled rollouts")] = 0,
+    unsafe_code: Annotated[bool, typer.Option("--unsafe-code", help="run generated code even where it cannot be isolated")] = False,
+) -> None:
+    """Measure the exposure bias of checkpoints that exist, without training: do they drift, from where on, and what does it cost?"""
+    from opd_bench.audit import Settings
+    from opd_bench.audit import audit as run
+    from opd_bench.config import model_location
+    from opd_bench.resources import TASKS
+
+    if unsafe_code:
+        os.environ["OPD_BENCH_UNSAFE_CODE"] = "1"
+    settings = Settings(task, coding or [], include_path or TASKS, exposure_prompts, limit, max_response, batch_size, seed)
+    found = run(list(map(model_location, student)), model_location(teacher), settings, out, console)
+    for name, words in found.words.items():
+        console.print(f"\n[bold]{name}[/bold]", highlight=False)
+        for line in words:
+            console.print(f"  {line}", markup=False, highlight=False)
+    for line in found.pairs:
+        console.print(line, markup=False, highlight=False)
+    console.print(f"\nWritten to {out}/: audit.md, audit.html, audit.json and figures.", markup=False, highlight=False)
 
 
 @app.command("build-embedded")

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from opd_bench import leaderboard, plots, report, store
+from opd_bench import leaderboard, plots, report, store, suite
 from opd_bench.config import Config, model_location
 from opd_bench.errors import RunError, UserError
 from opd_bench.launch import carry_out
@@ -168,7 +168,10 @@ def _by_task(folder: Path, decoding: str, column: str = "score") -> dict[str, np
 def _point(folder: Path, share: float, spent: dict) -> CurvePoint:
     """What lies in ``folder``: a model at ``share`` of the budget, and what it had spent to get there."""
     return CurvePoint(
-        share=share, **spent, greedy=_by_task(folder, "greedy"), divergences=store.load_divergences(folder / "divergences.npz")
+        share=share,
+        **spent,
+        greedy=_by_task(folder, "greedy"),
+        divergences=store.load_recording(folder / "recording.npz").along["forward_kl"],
     )
 
 
@@ -187,6 +190,7 @@ def _record(job: Job, out: Path, start: CurvePoint) -> ArmRecord:
         saw=summary["saw"],
         sampled=_by_task(folder, "sampled"),
         curve=[start, *points, end],
+        recording=store.load_recording(folder / "recording.npz"),
         own_schedule=summary["own_schedule"],
         judge_auroc=_mean_known(summary.get("judge_auroc", {})),
         version=job.run_id,
@@ -220,7 +224,8 @@ def records(config: Config, out: Path, planned: list[Job]) -> tuple[Run, list[Ar
         teacher_sampled=_by_task(teacher.folder(out), "sampled"),
         cold_starts=[origin.greedy for origin in origins],
         cold_starts_sampled=[_by_task(start.folder(out), "sampled") for start in starts],
-        cold_starts_divergences=[origin.divergences for origin in origins],
+        cold_starts_recordings=[store.load_recording(start.folder(out) / "recording.npz") for start in starts],
+        teacher_recording=store.load_recording(teacher.folder(out) / "recording.npz"),
         cold_start_flops=manifest["cold_start_flops"],
         overlap=manifest["train_test_overlap"],
         steps=_by_task(teacher.folder(out), "greedy", "steps"),
@@ -234,6 +239,11 @@ def publish(config: Config, out: Path, planned: list[Job]) -> Leaderboard:
     board = leaderboard.assemble(run, arms, config.exposure.draws, config.gates)
     names = list(dict.fromkeys(arm.method for arm in arms))
     plots.draw(board, run, arms, names, out)
+    students = _students(run, arms)
+    found = suite.suite(students, run.teacher_recording, config.exposure.draws)
+    store.write_text(out / "exposure.json", suite.to_json(found))
+    figures = plots.draw_exposure(found, students, [*names, suite.COLD_START], out, config.exposure.draws)
+    store.write_text(out / "exposure.md", suite.markdown(found, [path.name for path in figures]))
     trained = [job for job in planned if job.method]
     charges = (
         {"method": job.name, "seed": job.seed, **row} for job in trained for row in store.read_jsonl(job.folder(out) / "ledger.jsonl")
@@ -244,6 +254,17 @@ def publish(config: Config, out: Path, planned: list[Job]) -> Leaderboard:
     with store.whole_file(out / "leaderboard.json") as part:
         leaderboard.write(board, part)
     return board
+
+
+def _students(run: Run, arms: list[ArmRecord]) -> dict[str, suite.Student]:
+    """What the exposure-bias suite takes: every method, and the cold starts as another, seed by seed."""
+    found = {}
+    for name in dict.fromkeys(arm.method for arm in arms):
+        group = sorted((arm for arm in arms if arm.method == name), key=lambda arm: arm.seed)
+        greedy = {task: np.stack([arm.greedy[task] for arm in group]) for task in run.weights}
+        found[name] = suite.Student([arm.recording for arm in group], greedy, run.steps)
+    starts = {task: np.stack([scores[task] for scores in run.cold_starts]) for task in run.weights}
+    return {**found, suite.COLD_START: suite.Student(run.cold_starts_recordings, starts, run.steps)}
 
 
 def _item_table(out: Path, planned: list[Job]) -> str:

@@ -15,10 +15,11 @@ import logging
 import os
 import random
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, cast
@@ -26,6 +27,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from lm_eval import evaluator
+from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
 from lm_eval.defaults import DEFAULT_OTHER_SEED
 from lm_eval.models import huggingface
@@ -73,6 +75,36 @@ class TaskSuite:
             docs = task.training_docs() if split == "train" else task.eval_docs
             pairs += [(name, task.doc_to_text(doc)) for doc in docs]
         return pairs
+
+    def first_docs(self, count: int) -> list[tuple[str, Any]]:
+        """``(task, document)`` of the first ``count`` evaluation documents of each task."""
+        return [(name, doc) for name, task in self.tasks.items() for doc in islice(task.eval_docs, count)]
+
+    def score(self, task: str, docs: Sequence[Any], responses: Sequence[str]) -> list[float]:
+        """The score of each response to its document, as ``evaluate`` would give it; for tasks that generate."""
+        of = self.tasks[task]
+        if not docs:
+            return []
+        stops = (of.config.generation_kwargs or {}).get("until") or []
+        of._instances = [
+            Instance("generate_until", doc, ("", {}), row, metadata=(task, row, 1), resps=[_until(text, stops)])
+            for row, (doc, text) in enumerate(zip(docs, responses, strict=True))
+        ]
+        of.apply_filters()
+        first = next(iter(of._instances[0].filtered_resps))
+        found = [of.process_results(each.doc, [each.filtered_resps[first]]) for each in of._instances]
+        metric = next(metric for metric in cast(dict[str, Any], of.aggregation()) if metric in found[0])
+        return [float(values[metric]) for values in found]
+
+
+def _until(text: str, stops: Sequence[str]) -> str:
+    """``text`` up to the first of ``stops``."""
+    return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
+
+
+def unique_solution(task: Task) -> bool:
+    """Whether the task says that the ``solution`` in its documents is the only one."""
+    return bool((task.config.metadata or {}).get("unique_solution"))
 
 
 def overlap(suite: TaskSuite) -> dict[str, float]:

@@ -1,8 +1,9 @@
-"""Exposure bias from recorded divergences: regret on the student's own prefixes against the same sum on the teacher's.
+"""Exposure bias from recorded rollouts: what a student's own prefixes cost it, against the teacher's.
 
-    record = Divergences(student_NT, student_alive_NT, teacher_NT, teacher_alive_NT)
-    gap(record).excess  # R − l·ε, nats per response
-    gap_over_seeds([record_of_seed_0, record_of_seed_1], np.random.default_rng(0))["exaccerr"]
+    recordings = [recording_of_seed_0, recording_of_seed_1]  # of one method
+    gaps(recordings, np.random.default_rng(0))["forward_kl"]["zero"]["excess"]  # R − l·ε, nats per response
+    prefix_contrast(recordings, 0.5, np.random.default_rng(0)).difference  # in solve rate
+    falsifiers({"mine": recordings}, teacher_as_student)  # what must hold for the numbers to mean something
 
 R(l) = Σ_{t≤l} E[d_t], prefixes from the student; l·ε(l) = the same sum, prefixes from the teacher, prompts shared;
 ExAccErr(l) = 100 · (R / (l·ε) − 1) %. Sources: Arora et al. 2022, arXiv 2204.01171; MiniLLM App. B.5, arXiv 2306.08543.
@@ -11,30 +12,40 @@ A ratio flatters a student whose ε is poor: never show it without R, l·ε and 
 Rollouts that ended: ``ended="zero"`` (the headline) lets a finished rollout contribute 0 from then on; ``ended="drop"``
 averages each position over the living, then sums, so it is undefined from where nobody lives.
 
-Shapes: N prompts, T positions counted from the first response token, S training seeds, D bootstrap draws, 2 sides (student, teacher).
+Intervals are 95 % percentile bootstraps over prompts and seeds, drawn independently of each other; a draw of prompts holds for all
+seeds and for all that is compared. Methods that are given generators of one state meet the same draws.
 
-Known limits: the estimators see only the divergence they are given; in the ratio convention every value must come from a
-fresh teacher token. The bootstrap over few seeds is narrow ((S−1)/S of the seeds' variance): claims come from
-``statistics.claims`` on ``excess_matrix``. ``drop`` speaks of survivors, hence the counts of the living.
+Shapes: N prompts or items, T positions counted from the first response token, S training seeds, D bootstrap draws, 2 sides
+(student, teacher), K states and V tokens of a Markov chain.
+
+Known limits: the estimators see only what was recorded; in the ratio convention every value must come from a fresh teacher token. The
+bootstrap over few seeds is narrow ((S−1)/S of the seeds' variance): claims come from ``statistics.claims`` on ``excess_matrix``.
+``drop`` speaks of survivors, hence the counts of the living. A prefix contrast speaks of the prompts whose prefixes were still right.
+``length_decay`` raises a rate of few items to high powers, and reads one-step accuracy off whole problems.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from opd_bench.errors import UserError
-from opd_bench.statistics import Array, Interval
+from opd_bench.statistics import ALPHA, Array, Interval, smallest_p, two_way_interval, two_way_variance
 
 # Nats per position. Equal models differ by about 1e-8 to 1e-7 in float32, of either sign; sums below this are reported as 0.
 NOISE = 1e-6
+MEASURES = ("forward_kl", "reverse_kl", "total_variation", "log_ratio", "matched")
+FRACTIONS = (0.25, 0.5, 0.75)
+INJECTIONS = ("1 token", "4 tokens", "wrong result")
 
 Bool = NDArray[np.bool_]
 Ended = Literal["zero", "drop"]
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,6 @@ class Divergences:
     student_alive_NT: Bool
     teacher_NT: Array
     teacher_alive_NT: Bool
-    support: float | None = None  # top-k tokens both models name, as a share of k, on the student's rollouts
 
     def __post_init__(self) -> None:
         for side, values_NT, alive_NT in (
@@ -68,6 +78,27 @@ class Divergences:
 
     def __len__(self) -> int:
         return len(self.student_NT)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What one model showed on N prompts, beside the teacher.
+
+    ``along``: numbers by position on the student's and on the teacher's rollouts. "forward_kl" KL(T‖S) always; in a full recording also
+    "reverse_kl", "total_variation", "log_ratio" (log T(y) − log S(y), y a fresh draw from T at every prefix, of either sign) and "matched"
+    (KL(T‖S_τ), own rollouts written by S_τ too, with τ such that the student's mean entropy on the teacher's prefixes is the teacher's);
+    and, which are no divergences, "teacher_entropy", "student_entropy" (nats) and "support" (share of the likeliest next tokens that both
+    name).
+
+    ``continued``: N scores in [0, 1] by kind of continuation, NaN where a prompt has none. From fraction f of a sampled rollout, greedily:
+    "own f" the student from its own, "teacher f" the student from the teacher's, "rescued f" the teacher from the student's; "own right f"
+    and "teacher right f" say 1 or 0 whether that prefix was still right; "own 1" and "teacher 1" score the rollouts themselves. From one
+    corrupted teacher prefix: "student after i" and "teacher after i", i of ``INJECTIONS``.
+    """
+
+    along: dict[str, Divergences]
+    continued: dict[str, Array]
+    temperature: float | None = None  # τ of "matched"
 
 
 @dataclass(frozen=True)
@@ -98,6 +129,62 @@ class Curves:
     teacher_T: Array
     student_alive_T: NDArray[np.int64]
     teacher_alive_T: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Band:
+    """A mean and its 95 % interval along T; NaN where undefined."""
+
+    mean_T: Array
+    low_T: Array
+    high_T: Array
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two solve rates over the same ``entered`` pairs of a seed and a prompt; ``ratio`` = a / b is None where b is 0."""
+
+    a: Interval
+    b: Interval
+    difference: Interval
+    ratio: Interval | None
+    entered: int
+
+
+@dataclass(frozen=True)
+class Decay:
+    """Accuracy observed and predicted by number of steps, and one-step accuracy.
+
+    ``surplus`` = predicted − observed over the items with more than the fewest steps; ``share`` is what part of their failure it is: None
+    where all are solved, below 0 where they do better than predicted.
+    """
+
+    accuracy: dict[int, Interval | None]
+    predicted: dict[int, Interval | None]
+    one_step: Interval
+    surplus: Interval
+    share: Interval | None
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Half the width of the 95 % two-way interval of R − l·ε (nats), and how many prompts would halve it with the same seeds.
+
+    ``seed_share`` is the part of its variance that prompts do not remove. None where undefined, and where no number of prompts does it.
+    """
+
+    prompts: int
+    half_width: float | None
+    seed_share: float | None
+    prompts_to_halve: int | None
+    said: str
+
+
+@dataclass(frozen=True)
+class Falsifier:
+    name: str
+    held: bool | None  # None where it could not be told
+    said: str
 
 
 def _cut(array_NT: NDArray, length: int) -> NDArray:
@@ -134,6 +221,12 @@ def _mean_by_position(values_NT: Array, alive_NT: Bool, ended: Ended, weight_DN:
         return (weight_DN @ values_NT) / count_DT
 
 
+def _quotient(a: Array, b: Array) -> Array:
+    """a / b where b is above zero; NaN elsewhere."""
+    with np.errstate(invalid="ignore"):
+        return np.where(b > 0, a / np.where(b > 0, b, 1.0), np.nan)
+
+
 def _measures(regret: Array, per_step: Array, length: Array | int) -> dict[str, Array]:
     """The four columns of the gap, noise set to 0 and what is undefined to NaN."""
 
@@ -141,15 +234,55 @@ def _measures(regret: Array, per_step: Array, length: Array | int) -> dict[str, 
         return np.where(np.abs(nats) <= NOISE * length, 0.0, nats)
 
     regret, per_step, excess = clean(regret), clean(per_step), clean(regret - per_step)
-    with np.errstate(invalid="ignore"):
-        exaccerr = np.where(per_step > 0, 100 * excess / np.where(per_step > 0, per_step, 1.0), np.nan)
-    return {"regret": regret, "per_step": per_step, "excess": excess, "exaccerr": exaccerr}
+    return {"regret": regret, "per_step": per_step, "excess": excess, "exaccerr": 100 * _quotient(excess, per_step)}
 
 
 def _resample(count: int, draws: int, rng: np.random.Generator) -> Array:
     """How often each of ``count`` units enters each draw: (1 + draws) × count; row 0 is the sample itself."""
     drawn = rng.multinomial(count, np.full(count, 1 / count), size=draws).astype(float)
     return np.vstack([np.ones((1, count)), drawn])
+
+
+class _Bootstrap:
+    """Draws of prompts and, independently, of seeds: (1 + draws) × N and × S; row 0 is the sample itself."""
+
+    def __init__(self, seeds: int, prompts: int, draws: int, rng: np.random.Generator):
+        self.weight_DN, self.weight_DS = (_resample(count, draws, rng) for count in (prompts, seeds))
+
+    def by_position(self, records: Sequence[Divergences], length: int, ended: Ended) -> Array:
+        """Mean over seeds of the mean over prompts at each position, student's and teacher's side: 2DT."""
+        means_2DT = np.zeros((2, len(self.weight_DN), length))
+        for record, weight_D in zip(records, self.weight_DS.T, strict=True):
+            seed_2DT = np.stack([_mean_by_position(*side, ended, self.weight_DN) for side in _sides(record, length)])
+            share_D1 = weight_D[:, None] / len(records)
+            means_2DT += np.where(share_D1 > 0, share_D1 * seed_2DT, 0.0)
+        return means_2DT
+
+    def pooled(self, total_SN: Array, count_SN: Array) -> Array:
+        """Σ total / Σ count over the drawn seeds and prompts: D; NaN where nothing was counted."""
+        total_D, count_D = (((self.weight_DS @ table_SN) * self.weight_DN).sum(axis=1) for table_SN in (total_SN, count_SN))
+        return _quotient(total_D, count_D)
+
+    def interval(self, drawn_D: Array, level: float = 0.95) -> Interval | None:
+        """None where the sample itself is undefined."""
+        return None if np.isnan(drawn_D[0]) else self.known(drawn_D, level)
+
+    def known(self, drawn_D: Array, level: float = 0.95) -> Interval:
+        """The interval of what the sample defines; a bound is None with one prompt, and where undefined draws could move it."""
+        mean, *bounds = (float(each) for each in self._quantiles(drawn_D, level))
+        return Interval(mean, *(None if np.isnan(bound) else bound for bound in bounds))
+
+    def band(self, drawn_DT: Array) -> Band:
+        return Band(*self._quantiles(drawn_DT, 0.95))
+
+    def _quantiles(self, drawn: Array, level: float) -> tuple[Array, Array, Array]:
+        """The sample, the lower and the upper quantile along the first axis; NaN where undefined."""
+        tail = (1 - level) / 2
+        low = np.quantile(np.nan_to_num(drawn[1:], nan=-np.inf), tail, axis=0, method="lower")
+        high = np.quantile(np.nan_to_num(drawn[1:], nan=np.inf), 1 - tail, axis=0, method="higher")
+        bounded = self.weight_DN.shape[1] > 1
+        low, high = (np.where(np.isfinite(bound) & ~np.isnan(drawn[0]) & bounded, bound, np.nan) for bound in (low, high))
+        return drawn[0], low, high
 
 
 def curves(record: Divergences, ended: Ended = "zero") -> Curves:
@@ -183,33 +316,30 @@ def gap_over_seeds(
     ended: Ended = "zero",
     level: float = 0.95,
 ) -> dict[str, Interval | None]:
-    """Gap with two-way bootstrap intervals (percentile) for regret, per_step, excess and exaccerr; one record per seed.
+    """Gap with its intervals for regret, per_step, excess and exaccerr; one record per seed.
 
-    Seeds and prompts are drawn independently of each other; a draw of prompts holds for all seeds and for both sides. With
-    several seeds, ExAccErr is the ratio of the mean R to the mean l·ε. A column is None where undefined; a bound is None
+    With several seeds, ExAccErr is the ratio of the mean R to the mean l·ε. A column is None where undefined; a bound is None
     with one prompt, and where undefined draws could move it. Raises UserError where records differ in their prompts or
     ``length`` was not recorded.
     """
     length = _length(records, length, ended)
-    seeds, prompts = len(records), len(records[0])
-    weight_DN, weight_DS = (_resample(count, draws, rng) for count in (prompts, seeds))
+    bootstrap = _Bootstrap(len(records), len(records[0]), draws, rng)
+    columns = _measures(*bootstrap.by_position(records, length, ended).sum(axis=-1), length)
+    return {name: bootstrap.interval(column_D, level) for name, column_D in columns.items()}
 
-    sums_2D = np.zeros((2, draws + 1))
-    for record, weight_D in zip(records, weight_DS.T, strict=True):
-        seed_2D = np.stack([_mean_by_position(*side, ended, weight_DN).sum(axis=1) for side in _sides(record, length)])
-        sums_2D += np.where(weight_D > 0, weight_D / seeds * seed_2D, 0.0)
-    regret_D, per_step_D = sums_2D
 
-    def interval(column_D: Array) -> Interval | None:
-        if np.isnan(column_D[0]):
-            return None
-        tail = (1 - level) / 2
-        low = np.quantile(np.nan_to_num(column_D[1:], nan=-np.inf), tail, method="lower")
-        high = np.quantile(np.nan_to_num(column_D[1:], nan=np.inf), 1 - tail, method="higher")
-        bounds = (float(bound) if prompts > 1 and np.isfinite(bound) else None for bound in (low, high))
-        return Interval(float(column_D[0]), *bounds)
+def curves_over_seeds(
+    records: Sequence[Divergences], rng: np.random.Generator, draws: int = 1000, ended: Ended = "zero"
+) -> dict[str, Band]:
+    """``gap_over_seeds`` at every length 1..T, T the last position with a living rollout, and the mean at every position.
 
-    return {name: interval(column_D) for name, column_D in _measures(regret_D, per_step_D, length).items()}
+    The means on "student" and "teacher" prefixes are over the living for "drop", where they are undefined once a seed has nobody alive.
+    """
+    length = _length(records, None, "zero")
+    bootstrap = _Bootstrap(len(records), len(records[0]), draws, rng)
+    student_DT, teacher_DT = bootstrap.by_position(records, length, ended)
+    columns = _measures(student_DT.cumsum(axis=1), teacher_DT.cumsum(axis=1), np.arange(1, length + 1))
+    return {name: bootstrap.band(column_DT) for name, column_DT in {**columns, "student": student_DT, "teacher": teacher_DT}.items()}
 
 
 def excess_matrix(record: Divergences, length: int | None = None) -> Array:
@@ -220,3 +350,195 @@ def excess_matrix(record: Divergences, length: int | None = None) -> Array:
     length = _length([record], length, "zero")
     (student_NT, _), (teacher_NT, _) = _sides(record, length)
     return _measures(student_NT.sum(axis=1), teacher_NT.sum(axis=1), length)["excess"]
+
+
+# ---- over recordings: one per training seed, the same prompts in all -------------------------------------------------------------
+
+
+def _recorded(tables: Sequence[Mapping[str, Kind]], name: str) -> list[Kind]:
+    if not tables or not all(name in table for table in tables):
+        raise UserError(f"{name!r} was not recorded: record every seed in full")
+    return [table[name] for table in tables]
+
+
+def _along(recordings: Sequence[Recording], name: str) -> list[Divergences]:
+    return _recorded([recording.along for recording in recordings], name)
+
+
+def gaps(
+    recordings: Sequence[Recording], rng: np.random.Generator, draws: int = 1000
+) -> dict[str, dict[Ended, dict[str, Interval | None]]]:
+    """``gap_over_seeds`` by measure and by treatment of ended rollouts, on the same draws, for the measures that every seed recorded."""
+    return {
+        measure: {ended: gap_over_seeds(_along(recordings, measure), deepcopy(rng), draws, ended=ended) for ended in get_args(Ended)}
+        for measure in MEASURES
+        if all(measure in recording.along for recording in recordings)
+    }
+
+
+def support_overlap(recordings: Sequence[Recording], rng: np.random.Generator, draws: int = 1000) -> dict[str, Interval | None]:
+    """Share of the likeliest next tokens that both models name, over the living positions of "student" and of "teacher" prefixes."""
+    records = _along(recordings, "support")
+    length = _length(records, None, "zero")
+    bootstrap = _Bootstrap(len(records), len(records[0]), draws, rng)
+    named_2SN, alive_2SN = (
+        np.stack([[side[part].sum(axis=1, dtype=float) for side in _sides(record, length)] for record in records], axis=1)
+        for part in (0, 1)
+    )
+    return {side: bootstrap.interval(bootstrap.pooled(named_2SN[at], alive_2SN[at])) for at, side in enumerate(("student", "teacher"))}
+
+
+def _paired(
+    recordings: Sequence[Recording], kinds: tuple[str, str], right: Sequence[str], rng: np.random.Generator, draws: int
+) -> Paired | None:
+    """Two kinds of continuation where both were scored and every flag of ``right`` is 1; None where nothing entered."""
+    tables = [recording.continued for recording in recordings]
+    a_SN, b_SN, *flags = (np.stack(_recorded(tables, kind)) for kind in (*kinds, *right))
+    entered_SN = np.isfinite(a_SN) & np.isfinite(b_SN) & np.all([flag_SN == 1 for flag_SN in flags], axis=0)
+    if not entered_SN.any():
+        return None
+    bootstrap = _Bootstrap(*entered_SN.shape, draws, rng)
+    a_D, b_D = (bootstrap.pooled(np.where(entered_SN, scores_SN, 0.0), entered_SN.astype(float)) for scores_SN in (a_SN, b_SN))
+    rates = (bootstrap.known(column_D) for column_D in (a_D, b_D, a_D - b_D))
+    return Paired(*rates, bootstrap.interval(_quotient(a_D, b_D)), int(entered_SN.sum()))
+
+
+def prefix_contrast(recordings: Sequence[Recording], fraction: float, rng: np.random.Generator, draws: int = 1000) -> Paired | None:
+    """The student's solve rates from ``fraction`` of the teacher's rollout (a) and of its own (b), where both were still right."""
+    right = (f"teacher right {fraction:g}", f"own right {fraction:g}")
+    return _paired(recordings, (f"teacher {fraction:g}", f"own {fraction:g}"), right, rng, draws)
+
+
+def recovery(recordings: Sequence[Recording], injection: str, rng: np.random.Generator, draws: int = 1000) -> Paired | None:
+    """Solve rates of student (a) and teacher (b) from the same corrupted prefixes; their ratio is the recovery rate."""
+    return _paired(recordings, (f"student after {injection}", f"teacher after {injection}"), (), rng, draws)
+
+
+def usefulness(recordings: Sequence[Recording], fraction: float, rng: np.random.Generator, draws: int = 1000) -> Paired | None:
+    """Solve rates of teacher (a) and student (b) from ``fraction`` of the student's rollout: where they meet, the teacher guides no more."""
+    return _paired(recordings, (f"rescued {fraction:g}", f"own {fraction:g}"), (), rng, draws)
+
+
+def length_decay(scores_SN: Array, steps_N: Array, rng: np.random.Generator, draws: int = 1000) -> Decay | None:
+    """Accuracy by the number of steps a problem needs, against errors that strike every step alike.
+
+    One-step accuracy a is accuracy at the fewest steps n0 to the power 1 / n0; a**n is predicted for n steps. Items whose steps
+    are NaN are left out. None where fewer than two numbers of steps are known. Raises UserError for steps below 1.
+    """
+    known_N = np.isfinite(steps_N)
+    scores_SN, steps_N = scores_SN[:, known_N], steps_N[known_N]
+    levels_L = np.unique(steps_N)
+    if len(levels_L) < 2:
+        return None
+    if levels_L[0] < 1:
+        raise UserError(f"a problem is said to need {levels_L[0]:g} steps: count at least one")
+    bootstrap = _Bootstrap(*scores_SN.shape, draws, rng)
+    at_NL = (steps_N[:, None] == levels_L).astype(float)
+    items_DL = bootstrap.weight_DN @ at_NL
+    right_DL = (bootstrap.weight_DS @ scores_SN * bootstrap.weight_DN) @ at_NL / len(scores_SN)
+    accuracy_DL = _quotient(right_DL, items_DL)
+    one_step_D = accuracy_DL[:, 0] ** (1 / levels_L[0])
+    predicted_DL = one_step_D[:, None] ** levels_L
+    longer_D = items_DL[:, 1:].sum(axis=1)
+    observed_D, expected_D = (_quotient(sum_DL[:, 1:].sum(axis=1), longer_D) for sum_DL in (right_DL, items_DL * predicted_DL))
+    by_steps = [
+        {int(steps): bootstrap.interval(column_D) for steps, column_D in zip(levels_L, table_DL.T, strict=True)}
+        for table_DL in (accuracy_DL, predicted_DL)
+    ]
+    surplus_D = expected_D - observed_D
+    share = bootstrap.interval(_quotient(surplus_D, 1 - observed_D))
+    return Decay(*by_steps, bootstrap.known(one_step_D), bootstrap.known(surplus_D), share)
+
+
+def precision(recordings: Sequence[Recording], measure: str = "forward_kl") -> Precision:
+    """What the prompts of ``recordings`` buy; the two-way variance is split into what more prompts remove and what they do not."""
+    excess_SN = np.stack([excess_matrix(record) for record in _along(recordings, measure)])
+    seeds, prompts = excess_SN.shape
+    scores, weights = {"prompts": excess_SN}, {"prompts": 1.0}
+    interval = two_way_interval(scores, weights)
+    if interval.high is None:
+        return Precision(prompts, None, None, None, "One seed or one prompt has no interval: record two of each.")
+    variance = two_way_variance(scores, weights)
+    if not variance:
+        return Precision(prompts, 0.0, None, None, "Every seed and every prompt gives the same R − l·ε.")
+    mean_S1, mean_1N = excess_SN.mean(axis=1, keepdims=True), excess_SN.mean(axis=0, keepdims=True)
+    cell = ((excess_SN - mean_S1 - mean_1N + excess_SN.mean()) ** 2).sum() / ((seeds - 1) * (prompts - 1)) / excess_SN.size
+    fixed = float(np.clip(mean_S1.var(ddof=1) / seeds - cell, 0, variance))
+    room = variance / 4 - fixed
+    needed = int(np.ceil(prompts * ((variance - fixed) / room))) if room > 0 else None
+    half_width = interval.high - interval.mean
+    advice = f"{needed} prompts would halve that" if needed else "no number of prompts halves that: train more seeds"
+    said = f"± {half_width:.2g} nats from {prompts} prompts and {seeds} seeds, {fixed / variance:.0%} of its variance from seeds: {advice}."
+    return Precision(prompts, half_width, fixed / variance, needed, said)
+
+
+# ---- falsifiers -------------------------------------------------------------------------------------------------------------------
+
+
+def falsifiers(methods: Mapping[str, Sequence[Recording]], teacher: Recording) -> list[Falsifier]:
+    """What must hold of ``methods`` (recordings by seed) and of ``teacher``, the teacher measured as if it were the student."""
+    return [_nothing_where_models_are_equal(teacher), _nothing_from_swapped_labels(methods), _nothing_from_a_steady_student()]
+
+
+def _nothing_where_models_are_equal(teacher: Recording) -> Falsifier:
+    records = [teacher.along[measure] for measure in MEASURES if measure in teacher.along]
+    worst = max(float(np.abs(values_NT).max()) for record in records for values_NT, _ in _sides(record, _length([record], None, "zero")))
+    undefined = all(gap(record, ended=ended).exaccerr is None for record in records for ended in get_args(Ended))
+    ratio = "undefined" if undefined else "a number, which it must not be"
+    said = f"The teacher measured as the student is at most {worst:.1g} nats from itself; the ratio is {ratio}."
+    return Falsifier("teacher as student", worst <= NOISE and undefined, said)
+
+
+def _nothing_from_swapped_labels(methods: Mapping[str, Sequence[Recording]], swaps: int = 200) -> Falsifier:
+    """Whether R − l·ε, where its 99 % interval lies off 0, is more than what the same rollouts give under random labels.
+
+    It fails where random labels give as much with a chance above .05, or lean to one side, which the estimators alone could cause.
+    """
+    rng = np.random.default_rng(0)
+    lost, judged = [], []
+    for name, recordings in methods.items():
+        records = _along(recordings, "forward_kl")
+        found = gap_over_seeds(records, deepcopy(rng), level=0.99)["excess"]
+        if found is None or not found.excludes_zero or smallest_p(len(records[0])) >= ALPHA:
+            continue
+        swap_KN = rng.random((swaps, len(records[0]))) < 0.5
+        excess_K = np.array([np.mean([excess_matrix(_swapped(record, swap_N)).mean() for record in records]) for swap_N in swap_KN])
+        p = (1 + (np.abs(excess_K) >= abs(found.mean)).sum()) / (1 + swaps)
+        leans = abs(excess_K.mean()) > 4 * excess_K.std(ddof=1) / swaps**0.5
+        judged.append(f"{name} {np.abs(excess_K).mean():.2g} of {abs(found.mean):.2g}")
+        lost += [name] if p > ALPHA or leans else []
+    if not judged:
+        return Falsifier("labels swapped", None, "No method has an excess to destroy.")
+    said = f"With the labels of the prefixes swapped at random, |R − l·ε| is in nats: {', '.join(judged)}"
+    return Falsifier("labels swapped", not lost, said + (f"; chance alone could give that of {', '.join(lost)}." if lost else "."))
+
+
+def _swapped(record: Divergences, swap_N: Bool) -> Divergences:
+    """``record`` with what was written by student and by teacher exchanged for some prompts."""
+    student, teacher = _sides(record, _length([record], None, "zero"))
+    pairs = [*zip(student, teacher, strict=True), *zip(teacher, student, strict=True)]
+    return Divergences(*(np.where(swap_N[:, None], theirs_NT, own_NT) for own_NT, theirs_NT in pairs))
+
+
+def _steady(prompts: int, length: int, rng: np.random.Generator) -> Divergences:
+    """Log-ratios of fresh teacher tokens along a Markov pair whose models differ alike in every state; a token is the next state."""
+    teacher_KV, student_KV = (np.array([np.roll(row_V, state) for state in range(3)]) for row_V in ([0.7, 0.2, 0.1], [0.4, 0.35, 0.25]))
+
+    def drawn(policy_KV: Array, state_N: NDArray[np.int64]) -> NDArray[np.int64]:
+        return (rng.random((prompts, 1)) > policy_KV[state_N].cumsum(axis=1)[:, :-1]).sum(axis=1)
+
+    sides = []
+    for writer_KV in (student_KV, teacher_KV):
+        state_N, values_NT = np.zeros(prompts, dtype=np.int64), np.empty((prompts, length))
+        for at in range(length):
+            values_NT[:, at] = np.log(teacher_KV / student_KV)[state_N, drawn(teacher_KV, state_N)]
+            state_N = drawn(writer_KV, state_N)
+        sides += [values_NT, np.ones_like(values_NT, dtype=bool)]
+    return Divergences(*sides)
+
+
+def _nothing_from_a_steady_student() -> Falsifier:
+    rng = np.random.default_rng(0)
+    found = gap_over_seeds([_steady(500, 16, rng)], rng)["excess"]
+    held = found is not None and found.low is not None and not found.excludes_zero
+    return Falsifier("errors that no prefix changes", held, f"A student that errs alike after every prefix has R − l·ε = {found}.")

@@ -67,7 +67,8 @@ def _headroom(run: Run, everyone: tuple[str, ...]) -> Gate:
 
 
 def _support(run: Run, everyone: tuple[str, ...], least: float | None) -> Gate:
-    measured = [record.support for record in run.cold_starts_divergences if record.support is not None]
+    along = [recording.along["support"] for recording in run.cold_starts_recordings if "support" in recording.along]
+    measured = [record.student_NT[record.student_alive_NT].mean() for record in along]
     if least is None or not measured:
         return Gate("support", None, "not measured." if least is not None else "switched off.", everyone)
     found = float(np.mean(measured))

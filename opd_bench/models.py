@@ -67,7 +67,7 @@ def load_pairs(students: list[str], teacher: str) -> list[Pair]:
     UserError unless vocabularies and EOS agree and all students have the same shape.
     """
     other = load_tokenizer(teacher)
-    tokenizers = [_agreeing(load_tokenizer(student), other) for student in students]
+    tokenizers = [agree(load_tokenizer(student), other) for student in students]
     expert = _fitting(load_model(teacher), other, "teacher")
     pairs = [Pair(_fitting(load_model(student), own, "student"), expert, own) for student, own in zip(students, tokenizers, strict=True)]
     shapes = [{name: weight.shape for name, weight in pair.student.named_parameters()} for pair in pairs]
@@ -77,8 +77,8 @@ def load_pairs(students: list[str], teacher: str) -> list[Pair]:
     return pairs
 
 
-def _agreeing(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The student's tokenizer, if it says what the teacher's does."""
+def agree(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The student's tokenizer, if it says what the teacher's does; else UserError."""
     if tokenizer.get_vocab() != other.get_vocab():
         raise UserError(
             f"student and teacher have different vocabularies ({len(tokenizer)} and {len(other)} tokens, "

@@ -10,7 +10,7 @@ Shapes: S seeds, K budgets of a learning curve, T response positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,8 @@ from matplotlib.ticker import MaxNLocator
 from opd_bench import exposure
 from opd_bench.leaderboard import CurvePoint, Estimate, Leaderboard
 from opd_bench.records import ArmRecord, Run
+from opd_bench.statistics import Interval
+from opd_bench.suite import Student, Suite
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 MARKERS = ["o", "s", "^", "D", "v"]
@@ -163,13 +165,90 @@ def _divergence_panel(panel: Axes, records: list[exposure.Divergences], colour: 
     panel.grid(alpha=0.3)
 
 
+def draw_exposure(found: Suite, students: Mapping[str, Student], names: list[str], folder: Path, draws: int = 1000) -> list[Path]:
+    """Write the figures of the exposure-bias suite into ``folder``; ``names`` is the order of the colours."""
+    figures = {"exposure_by_length.png": exposure_by_length(students, names, draws)}
+    if any(of.contrast for of in found.students.values()):
+        figures["prefix_contrast.png"] = prefix_contrast(found, names)
+        figures["recovery.png"] = recovery(found, names)
+    for name, figure in figures.items():
+        figure.savefig(folder / name, dpi=150, metadata={"Software": None})
+    return [folder / name for name in figures]
+
+
+def exposure_by_length(students: Mapping[str, Student], names: list[str], draws: int = 1000) -> Figure:
+    """R − l·ε and ExAccErr up to each length, with bands."""
+    figure = _figure(3.8)
+    panels = list(figure.subplots(1, 2).flat)
+    for name, student in sorted(students.items(), key=lambda pair: names.index(pair[0])):
+        records = [recording.along["forward_kl"] for recording in student.recordings]
+        along = exposure.curves_over_seeds(records, np.random.default_rng(0), draws)
+        colour, _ = style(names, name)
+        for panel, column in zip(panels, ("excess", "exaccerr"), strict=True):
+            band = along[column]
+            length_T = np.arange(1, len(band.mean_T) + 1)
+            panel.fill_between(length_T, band.low_T, band.high_T, color=colour, alpha=0.12, linewidth=0)
+            panel.plot(length_T, band.mean_T, color=colour, linewidth=1.5, label=name)
+    for panel, label in zip(panels, ("R − l·ε (nats)", "ExAccErr (%)"), strict=True):
+        panel.axhline(0, color=GREY, linewidth=0.8)
+        panel.set_ylabel(label, fontsize=9)
+        panel.grid(alpha=0.3)
+    figure.supxlabel("Length l (tokens of the response)", fontsize=10)
+    return _titled(figure, "KL(teacher ‖ student) summed up to length l. Band: 95 % interval over prompts and seeds.", panels[0])
+
+
+def prefix_contrast(found: Suite, names: list[str]) -> Figure:
+    """Solve rate from the teacher's prefix minus that from the student's own, by share of the solution that was given."""
+    title = "Greedy, where both prefixes were still right. Bar: 95 % interval over prompts and seeds."
+    return _grouped(
+        found, names, "contrast", "difference", "Share of the solution given", "From the teacher's − from its own\n(solve rate)", title
+    )
+
+
+def recovery(found: Suite, names: list[str]) -> Figure:
+    """Solve rates of the students after wrong tokens in a right prefix, with the teacher's."""
+    title = "Greedy, from the same corrupted prefix. Bar: 95 % interval over prompts and seeds."
+    figure = _grouped(found, names, "recovery", "a", "What is wrong in the prefix", "Solve rate", title)
+    axes = figure.axes[0]
+    places = [label.get_text() for label in axes.get_xticklabels()]
+    teacher = next(iter(found.students.values())).recovery
+    rate = [pair.b.mean if (pair := teacher.get(place)) else np.nan for place in places]
+    axes.plot(range(len(places)), rate, "_", color=GREY, markersize=60, markeredgewidth=2, zorder=0)
+    axes.set_ylim(0, 1.02)
+    axes.annotate("teacher", (0, rate[0]), (0, 4), textcoords="offset points", ha="center", fontsize=8, color=GREY)
+    return figure
+
+
+def _grouped(found: Suite, names: list[str], what: str, column: str, along: str, across: str, title: str) -> Figure:
+    """One value per student and place, side by side with its interval."""
+    figure = _figure(3.6)
+    axes = figure.subplots()
+    shown = sorted(found.students, key=names.index)
+    pairs = {name: getattr(found.students[name], what) for name in shown}
+    places = list(dict.fromkeys(place for of in pairs.values() for place, pair in of.items() if pair))
+    for offset, name in zip(np.linspace(-0.25, 0.25, len(shown)) if len(shown) > 1 else [0.0], shown, strict=True):
+        colour, marker = style(names, name)
+        for place, pair in ((place, pairs[name].get(place)) for place in places):
+            if pair:
+                value = getattr(pair, column)
+                label = name if place == places[0] else None
+                at = places.index(place) + offset
+                axes.errorbar([at], [value.mean], yerr=_reach(value), fmt=marker, color=colour, capsize=3, label=label)
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    axes.set_xticks(range(len(places)), places)
+    axes.set_xlabel(along)
+    axes.set_ylabel(across)
+    axes.grid(axis="y", alpha=0.3)
+    return _titled(figure, title, axes)
+
+
 def _figure(height: float) -> Figure:
     figure = Figure(figsize=(8, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _reach(value: Estimate) -> list[list[float]] | None:
+def _reach(value: Estimate | Interval) -> list[list[float]] | None:
     """How far the interval reaches below and above the mean."""
     if value.mean is None or value.low is None or value.high is None:
         return None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -63,6 +64,48 @@ def data_sets(
         ]
 
     return {split: datasets.Dataset.from_list(rows(split)) for split in sizes}
+
+
+TWICE = re.compile(r"(.*?)(=-?\d+)\2")  # a line that says its result twice: what stands before, and the result
+
+
+def still_right(solution: str, text: str) -> bool:
+    """Whether ``text`` begins the only ``solution``; a line may have come to its result by other results, written before it."""
+    (*done, last), lines = text.split("\n"), solution.split("\n")
+    if len(done) >= len(lines):
+        return False
+    return lines[len(done)].startswith(last) and all(map(_agrees, done, lines))
+
+
+def _agrees(line: str, right: str) -> bool:
+    twice = TWICE.fullmatch(right)
+    return line == right or bool(twice and re.fullmatch(rf"{re.escape(twice[1])}(=\d+)*{twice[2]}{twice[2]}", line))
+
+
+def corrupted(solution: str, rng: random.Random) -> str | None:
+    """``solution`` as far as one of its results, which is wrong; None where no line says a result twice."""
+    lines = solution.split("\n")
+    places = [place for place, line in enumerate(lines) if TWICE.fullmatch(line)]
+    if not places:
+        return None
+    place = rng.choice(places)
+    twice = TWICE.fullmatch(lines[place])
+    assert twice
+    return "".join(f"{line}\n" for line in lines[:place]) + f"{twice[1]}={wrong_number(int(twice[2][1:]), rng)}"
+
+
+def wrong_number(value: int, rng: random.Random) -> int:
+    """A plausible slip: off by one or ten, one digit changed, or two digits swapped."""
+    digits = str(abs(value))
+    place = rng.randrange(len(digits))
+    slips = [
+        value + rng.choice((-1, 1)),
+        value + rng.choice((-10, 10)),
+        int(digits[:place] + rng.choice("0123456789") + digits[place + 1 :]),
+        int(digits[::-1]),
+    ]
+    wrong = rng.choice(slips)
+    return wrong if wrong != value and 0 <= wrong <= LIMIT else (value + 1) % (LIMIT + 1)
 
 
 def apply(left: int, operator: str, right: int) -> int:

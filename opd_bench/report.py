@@ -8,8 +8,6 @@ Both print the same cells. Scores are fractions, divergences nats, brackets 95 %
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -17,6 +15,7 @@ from rich.table import Table
 
 from opd_bench.leaderboard import Claim, Crossing, Estimate, Gate, Leaderboard, Method, Reference
 from opd_bench.ledger import STUDENT_TOKENS, TEACHER_TOKENS
+from opd_bench.statistics import Interval
 
 SCORE_COLUMNS = ["rank", "method", "score", "sampled", "STEM", "coding", "budget", "wall"]
 EXPOSURE_COLUMNS = ["method", "R", "l·ε", "R − l·ε", "ExAccErr", "allowed to see"]
@@ -48,7 +47,7 @@ def number(value: float | None, digits: int = 3, sign: bool = False) -> str:
     return ("−" if negative else "+" if sign else "") + (text[1:] if text.startswith("0.") else text)
 
 
-def estimate(value: Estimate | None, digits: int = 3, unit: str = "") -> str:
+def estimate(value: Estimate | Interval | None, digits: int = 3, unit: str = "") -> str:
     """``.705 [.68, .73]``; the mean alone where the interval is undefined."""
     if value is None or value.mean is None:
         return NONE
@@ -239,40 +238,42 @@ def show(board: Leaderboard, console: Console | None = None) -> None:
         console.print(escape(line), style="bold" if line.endswith(": claimed") else None, highlight=False)
 
 
+def markdown_table(columns: list[str], rows: list[list[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    sides = ["--:" if column in NUMBERS else ":--" for column in columns]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (columns, sides, *rows)]
+
+
 def markdown(board: Leaderboard) -> str:
     """The whole leaderboard as Markdown that GitHub renders, with links to the figures beside it."""
-
-    def table(columns: list[str], rows: list[list[str]]) -> list[str]:
-        sides = ["--:" if column in NUMBERS else ":--" for column in columns]
-        return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (columns, sides, *rows)]
 
     parts = [
         ["# Leaderboard"],
         ["```", board.command, "```"],
         [f"- {line}" for line in heading(board)],
         [f"## {SCORE_TITLE}"],
-        table(SCORE_COLUMNS, score_rows(board)),
+        markdown_table(SCORE_COLUMNS, score_rows(board)),
         [f"## {EXPOSURE_TITLE}"],
-        table(EXPOSURE_COLUMNS, exposure_rows(board)),
+        markdown_table(EXPOSURE_COLUMNS, exposure_rows(board)),
         [
             "Brackets are 95 % intervals over seeds and items; budget is the share spent and wall the time per arm;",
             "R and l·ε are summed over positions; –: undefined, not measured or withheld.",
         ],
         [f"## {SPENT_TITLE}"],
-        table(SPENT_COLUMNS, spent_rows(board)),
+        markdown_table(SPENT_COLUMNS, spent_rows(board)),
         [f"Mean per arm; {board.budget.axis} bound. Seconds are of charged work, beside whatever ran at the same time."],
         ["## Gates"],
         [f"- {line}" for line in gate_lines(board)],
         [f"## {CURVE_TITLE}"],
-        table(curve_columns(board), curve_rows(board)),
+        markdown_table(curve_columns(board), curve_rows(board)),
         [
             "Each is a run of its own budget, cooldown included;",
             "recovered: (score − cold start) / (teacher − cold start) at the whole budget.",
         ],
         [f"- {line}" for line in crossing_lines(board)],
-        *_profile(board, table),
+        *_profile(board),
         [f"## {READING_TITLE}"],
-        table(READING_COLUMNS, reading_rows(board)),
+        markdown_table(READING_COLUMNS, reading_rows(board)),
         ["Each arm's score is read from its learning curve at the largest cost that all arms reached, linear between points; untested."],
         ["## Claims"],
         [f"- {line}" for line in sentences(board)] or ["There is one method, so there is nothing to compare."],
@@ -284,13 +285,13 @@ def markdown(board: Leaderboard) -> str:
     return "\n\n".join("\n".join(part) for part in parts if part).rstrip() + "\n"
 
 
-def _profile(board: Leaderboard, table: Callable[[list[str], list[list[str]]], list[str]]) -> list[list[str]]:
+def _profile(board: Leaderboard) -> list[list[str]]:
     if board.profile is None:
         return []
     targets = [f"{task} {', '.join(number(score) for score in scores)}" for task, scores in board.profile.targets.items()]
     return [
         ["Share of the budget at which the median seed first reaches three scores on the way from the cold start to the teacher:"],
-        table(["method", *targets], time_rows(board)),
+        markdown_table(["method", *targets], time_rows(board)),
         [f"Share of {sum(map(len, board.profile.targets.values()))} targets reached within τ times the least budget of any method:"],
-        table(["method", *(f"τ = {tau:g}" for tau in board.profile.tau)], profile_rows(board)),
+        markdown_table(["method", *(f"τ = {tau:g}" for tau in board.profile.tau)], profile_rows(board)),
     ]

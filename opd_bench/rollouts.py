@@ -2,7 +2,7 @@
 
     rollouts = sample(model, prompts, max_response=88, eos=1, generator=torch.Generator().manual_seed(0))
 
-The full distribution at temperature 1 is sampled (no top-p or top-k), so that the losses may assume it. Prompts are
+The full distribution is sampled (no top-p or top-k), at temperature 1 wherever something trains on it: the losses assume that. Prompts are
 padded on the left while decoding and given back padded on the right.
 
 Shapes: B sequences, R rows still alive, P prompt tokens, T tokens, V vocabulary, H heads, Q head width.
@@ -57,6 +57,7 @@ def sample(
     eos: int,
     generator: torch.Generator | None,
     group: int = 1,
+    temperature: float = 1.0,
 ) -> Sequences:
     """``group`` responses to every prompt; greedy where ``generator`` is None.
 
@@ -65,7 +66,7 @@ def sample(
     prompts = prompts.repeat(group)
     order = sorted(range(len(prompts)), key=lambda row: len(prompts.ids[row]))
     parts = [
-        _decode(model, [prompts.ids[row] for row in order[start : start + ROWS]], max_response, eos, generator)
+        _decode(model, [prompts.ids[row] for row in order[start : start + ROWS]], max_response, eos, generator, temperature)
         for start in range(0, len(order), ROWS)
     ]
     rank_B = torch.empty(len(order), dtype=torch.long)
@@ -75,7 +76,9 @@ def sample(
 
 
 @torch.inference_mode()
-def _decode(model: PreTrainedModel, prompts: list[list[int]], max_response: int, eos: int, generator: torch.Generator | None) -> Sequences:
+def _decode(
+    model: PreTrainedModel, prompts: list[list[int]], max_response: int, eos: int, generator: torch.Generator | None, temperature: float
+) -> Sequences:
     device, widest = model.device, max(map(len, prompts))
     layers: int = model.config.num_hidden_layers
     cache = DynamicCache()
@@ -96,7 +99,7 @@ def _decode(model: PreTrainedModel, prompts: list[list[int]], max_response: int,
         logits_RV = model(
             input_ids=inputs_RP, attention_mask=mask, position_ids=position_RP, use_cache=True, logits_to_keep=1, **cached
         ).logits[:, -1]
-        logprob_RV = torch.log_softmax(logits_RV.float(), -1)
+        logprob_RV = torch.log_softmax(logits_RV.float() / temperature, -1)
         noise_RV = 0.0 if generator is None else -torch.empty(logprob_RV.shape).exponential_(generator=generator).log().to(device)
         token_R = (logprob_RV + noise_RV).argmax(-1)
         response_BT[alive_R[~done_R], step] = token_R[~done_R]

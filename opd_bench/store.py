@@ -2,8 +2,8 @@
 
 <out>/manifest.json                     what was compared, with what, by which command
 <out>/arms/<name>/seed-<k>/             one finished arm; its folder appears only when it is complete
-    arm.json, items.jsonl, ledger.jsonl, steps.jsonl, divergences.npz, model.safetensors, config.json
-    at-<share>/items.jsonl, divergences.npz   the same arm at a share of the budget
+    arm.json, items.jsonl, ledger.jsonl, steps.jsonl, recording.npz, model.safetensors, config.json
+    at-<share>/items.jsonl, recording.npz   the same arm at a share of the budget
 <out>/corpus/seed-<k>/chunk-<i>.pt      teacher text, shared by the arms of a seed
 """
 
@@ -15,17 +15,18 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
 from opd_bench.errors import UserError
-from opd_bench.exposure import Divergences
+from opd_bench.exposure import Divergences, Recording
 from opd_bench.sequences import Sequences
 
 FULL = "the disk is full{}; free some space and run the same command again to resume"
@@ -112,13 +113,48 @@ def sweep(out: Path) -> None:
         shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
 
 
-def save_divergences(path: Path, record: Divergences) -> None:
-    np.savez_compressed(path, **{name: value for name, value in asdict(record).items() if value is not None})
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    with disk_errors(), whole_file(path) as part:
+        part.write_bytes(buffer.getbuffer())
 
 
-def load_divergences(path: Path) -> Divergences:
-    with np.load(path) as arrays:
-        return Divergences(**{name: value if value.ndim else value.item() for name, value in arrays.items()})
+def load_arrays(path: Path) -> dict[str, np.ndarray] | None:
+    """What ``save_arrays`` wrote, or None where nothing lies. UserError for a file that is damaged."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(path) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise UserError(f"cannot read {path}: {error}; delete it and run the command again") from None
+
+
+def save_recording(path: Path, recording: Recording) -> None:
+    """One file of arrays: ``along/<measure>/<field>`` and ``continued/<kind>``."""
+    arrays = {f"along/{name}/{field}": value for name, of in recording.along.items() for field, value in asdict(of).items()}
+    arrays |= {f"continued/{kind}": scores_N for kind, scores_N in recording.continued.items()}
+    if recording.temperature is not None:
+        arrays["temperature"] = np.array(recording.temperature)
+    save_arrays(path, arrays)
+
+
+def load_recording(path: Path) -> Recording:
+    """What ``save_recording`` wrote. UserError where it is missing or damaged."""
+    arrays = load_arrays(path)
+    if arrays is None:
+        raise UserError(f"there is no {path}; run the command again")
+    along, continued = {}, {}
+    for key, value in arrays.items():
+        kind, _, rest = key.partition("/")
+        if kind == "along":
+            name, _, field = rest.partition("/")
+            along.setdefault(name, {})[field] = value
+        elif kind == "continued":
+            continued[rest] = value
+    temperature = float(arrays["temperature"]) if "temperature" in arrays else None
+    return Recording({name: Divergences(**fields) for name, fields in along.items()}, continued, temperature)
 
 
 def save_sequences(path: Path, sequences: Sequences, seconds: float) -> None:

@@ -251,11 +251,17 @@ def half_done(whole, tmp_path):
     for name in ("opd", "opd_rlaif"):
         shutil.rmtree(copy / "arms" / name)
     call = command(config, copy, "--jobs", 1)
-    running = subprocess.Popen(call, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = subprocess.Popen(call, cwd=tmp_path, start_new_session=True, preexec_fn=heeds_ctrl_c, **pipes)
     yield copy, running
     if running.poll() is None:
         os.killpg(running.pid, signal.SIGKILL)
         running.communicate()
+
+
+def heeds_ctrl_c():
+    """Tests that a shell runs in the background ignore it, and so would their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def at_work(copy):

@@ -16,7 +16,7 @@ ORDER = (
     *("readings", "curves", "sequences", "store", "records", "gates"),
     *("bench", "methods", "config", "models", "rollouts", "judge", "engine", "measure", "prompts", "trace", "train", "evaluate", "plan"),
     *("watch", "conformance"),
-    *("arm", "launch", "leaderboard", "plots", "report", "power", "compare", "tune", "dry_run", "embedded", "ledger_file", "cli"),
+    *("arm", "launch", "leaderboard", "report", "suite", "plots", "power", "compare", "tune", "dry_run", "embedded", "ledger_file", "cli"),
 )
 READERS = {
     "statistics",
@@ -27,6 +27,7 @@ READERS = {
     "gates",
     "leaderboard",
     "report",
+    "suite",
     "power",
     "plots",
 }  # they see recorded files, never a model

@@ -14,7 +14,7 @@ from itertools import chain, count, islice, takewhile
 from typing import Any
 
 from opd_bench.embedded.tokenizer import PIECES
-from opd_bench.procedural import LIMIT, Step, Stepwise
+from opd_bench.procedural import Step, Stepwise, wrong_number
 from opd_bench.resources import task_module
 
 Document = list[tuple[str, float]]
@@ -31,20 +31,6 @@ VERDICT_WEIGHT = 8.0
 
 ERRING = 0.6  # share of solved stepwise documents with injected errors
 INJECTED = 0.35  # share of their steps that get one
-
-
-def wrong_number(value: int, rng: random.Random) -> int:
-    """A plausible slip: off by one or ten, one digit changed, or two digits swapped."""
-    digits = str(abs(value))
-    place = rng.randrange(len(digits))
-    slips = [
-        value + rng.choice((-1, 1)),
-        value + rng.choice((-10, 10)),
-        int(digits[:place] + rng.choice("0123456789") + digits[place + 1 :]),
-        int(digits[::-1]),
-    ]
-    wrong = rng.choice(slips)
-    return wrong if wrong != value and 0 <= wrong <= LIMIT else (value + 1) % (LIMIT + 1)
 
 
 def corrected(step: Step, rng: random.Random) -> Document:

@@ -12,7 +12,8 @@ from itertools import islice
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from opd_bench.embedded.corpus import CHECK, NO, STEPWISE, TASKS, YES, is_right, wrong_number
+from opd_bench import procedural
+from opd_bench.embedded.corpus import CHECK, NO, STEPWISE, TASKS, YES, is_right
 from opd_bench.judge import Judge
 from opd_bench.models import eos_id
 from opd_bench.procedural import Stepwise
@@ -53,11 +54,9 @@ def accuracy(
 
 def corrupted(problem: Stepwise, injection: str, rng: random.Random) -> str:
     """``problem`` solved up to a step, chosen at random, whose result is wrong."""
-    steps = problem.steps
-    place = rng.randrange(len(steps))
-    wrong = f"={wrong_number(steps[place].result, rng)}"
-    line = steps[place].calculation + (wrong if injection == "result" else f"{wrong}{wrong}\n")
-    return problem.prompt + "".join(f"{step}\n" for step in steps[:place]) + line
+    text = procedural.corrupted(problem.solution, rng)
+    assert text
+    return problem.prompt + text + ("" if injection == "result" else f"={text.rsplit('=', 1)[1]}\n")
 
 
 def recovery(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: str, injection: str) -> float:

@@ -1,0 +1,161 @@
+"""How a solution goes on from a piece of a rollout: from the student's own, from the teacher's, and after something went wrong in it.
+
+    recording = record(student, teacher, tokenizer, suite, count=48, max_response=96, seed=0, kept=folder / "exposure")
+    recording.continued["own 0.5"]  # N scores
+
+Every continuation is greedy and, with the piece before
+it, at most as long as a rollout; the task itself scores it. The teacher's own from corrupted pieces depend on the seed alone and are kept.
+
+A piece is *still right* where its task says that solutions are unique (``unique_solution`` among the metadata of its YAML, the text under
+``solution`` in its documents) and it is the beginning of the solution, corrected slips included; elsewhere where the whole rollout ended
+right. A wrong result can be placed in unique solutions whose lines say every result twice.
+
+Shapes: N prompts.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from opd_bench import procedural, store
+from opd_bench.evaluate import TaskSuite, unique_solution
+from opd_bench.exposure import FRACTIONS, INJECTIONS, Array, Recording
+from opd_bench.measure import Rollouts, along
+from opd_bench.models import eos_id
+from opd_bench.prompts import encode_prompts
+from opd_bench.rollouts import sample
+from opd_bench.sequences import Prompts, Sequences
+
+WRONG_TOKENS = {"1 token": 1, "4 tokens": 4}
+Piece = list[int] | None  # the tokens of a response so far; None where there is none
+
+
+def record(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    suite: TaskSuite,
+    *,
+    count: int,
+    max_response: int,
+    seed: int,
+    kept: Path,
+    full: bool = True,
+    continued: bool = True,
+) -> Recording:
+    """``student`` beside ``teacher`` on the first ``count`` evaluation documents of each task.
+
+    ``kept`` is a folder for what depends on teacher and seed alone. Without ``full`` only KL(T‖S) is recorded; without ``continued``
+    nothing is continued. UserError for a prompt that leaves no room for a response.
+    """
+    chosen = suite.first_docs(count)
+    texts = [(task, suite.tasks[task].doc_to_text(doc)) for task, doc in chosen]
+    context = min(int(model.config.max_position_embeddings) for model in (student, teacher))
+    encoded = encode_prompts(texts, tokenizer, context - max_response)
+    prompts = Prompts([ids for _, ids in encoded], [task for task, _ in encoded])
+    rollouts = Rollouts.of(student, teacher, prompts, max_response=max_response, eos=eos_id(tokenizer), seed=seed, kept=kept)
+    values, temperature = along(rollouts, full)
+    docs = [doc for _, doc in chosen]
+    return Recording(values, Continuations(tokenizer, suite, docs).record(rollouts, kept) if continued else {}, temperature)
+
+
+@dataclass(frozen=True)
+class Continuations:
+    """``docs`` are the documents of the prompts, in their order."""
+
+    tokenizer: PreTrainedTokenizerBase
+    suite: TaskSuite
+    docs: Sequence[Any]
+
+    def record(self, of: Rollouts, kept: Path) -> dict[str, Array]:
+        """All kinds of ``Recording.continued``; ``kept`` is the folder of the seed's rollouts."""
+        tasks, ends = of.prompts.tasks, {"own": _responses(of.own, of.eos), "teacher": _responses(of.theirs, of.eos)}
+        found = {f"{side} 1": self._scores(tasks, pieces) for side, pieces in ends.items()}
+        cut: dict[str, list[Piece]] = {f"{side} {at:g}": [_first(ids, at) for ids in ends[side]] for at in FRACTIONS for side in ends}
+        for kind, pieces in cut.items():
+            side, at = kind.split()
+            found[f"{side} right {at}"] = self._still_right(tasks, pieces, found[f"{side} 1"])
+        broken = self._broken(of, ends["teacher"], found["teacher 1"])
+        student = {**cut, **{f"student after {what}": pieces for what, pieces in broken.items()}}
+        rescued = {kind.replace("own", "rescued"): pieces for kind, pieces in cut.items() if kind.startswith("own")}
+        found |= self._go_on(of.student, of, student) | self._go_on(of.teacher, of, rescued)
+        return found | self._kept(of, {f"teacher after {what}": pieces for what, pieces in broken.items()}, kept / "teacher_after.npz")
+
+    def _kept(self, of: Rollouts, pieces: dict[str, list[Piece]], path: Path) -> dict[str, Array]:
+        if (found := store.load_arrays(path)) is None:
+            found = self._go_on(of.teacher, of, pieces)
+            store.save_arrays(path, found)
+        return found
+
+    def _go_on(self, model: PreTrainedModel, of: Rollouts, pieces: dict[str, list[Piece]]) -> dict[str, Array]:
+        """Scores of what ``model`` makes of each piece, by kind, in one call of the sampler."""
+        places = [(kind, row, ids) for kind, every in pieces.items() for row, ids in enumerate(every) if ids is not None]
+        texts: dict[str, list[Piece]] = {kind: [None] * len(every) for kind, every in pieces.items()}
+        if places:
+            prompts = Prompts([of.prompts.ids[row] + ids for _, row, ids in places], [of.prompts.tasks[row] for _, row, _ in places])
+            most = of.max_response - min(len(ids) for _, _, ids in places)
+            written = _responses(sample(model, prompts, max_response=max(1, most), eos=of.eos, generator=None), of.eos)
+            for (kind, row, ids), more in zip(places, written, strict=True):
+                texts[kind][row] = (ids + more)[: of.max_response]
+        return {kind: self._scores(of.prompts.tasks, every) for kind, every in texts.items()}
+
+    def _scores(self, tasks: Sequence[str], responses: Sequence[Piece]) -> Array:
+        """N scores, NaN where there is no response."""
+        score_N = np.full(len(tasks), np.nan)
+        for task in dict.fromkeys(tasks):
+            rows = [row for row, ids in enumerate(responses) if ids is not None and tasks[row] == task]
+            score_N[rows] = self.suite.score(task, [self.docs[row] for row in rows], [self._text(responses[row]) for row in rows])
+        return score_N
+
+    def _still_right(self, tasks: Sequence[str], pieces: Sequence[Piece], ended_right_N: Array) -> Array:
+        return np.array(
+            [
+                float(procedural.still_right(solution, self._text(ids))) if (solution := self._solution(task, doc)) else right
+                for task, doc, ids, right in zip(tasks, self.docs, pieces, ended_right_N, strict=True)
+            ]
+        )
+
+    def _broken(self, of: Rollouts, theirs: list[list[int]], right_N: Array) -> dict[str, list[Piece]]:
+        """The teacher's right responses up to something wrong in them, by injection."""
+        rng, tasks = random.Random(f"injections {of.seed}"), of.prompts.tasks
+        written = {
+            task: sorted({token for ids, other in zip(theirs, tasks, strict=True) if other == task for token in ids}) for task in tasks
+        }
+        found: dict[str, list[Piece]] = {what: [None] * len(theirs) for what in INJECTIONS}
+        for row, (ids, task, doc) in enumerate(zip(theirs, tasks, self.docs, strict=True)):
+            if right_N[row] != 1:
+                continue
+            for what, count in WRONG_TOKENS.items():
+                at = len(ids) // 2
+                if len(ids) >= at + count and len(written[task]) > 1:
+                    wrong = [rng.choice([token for token in written[task] if token != meant]) for meant in ids[at : at + count]]
+                    found[what][row] = ids[:at] + wrong
+            solution = self._solution(task, doc)
+            text = procedural.corrupted(solution, rng) if solution else None
+            if text is not None:
+                found["wrong result"][row] = list(self.tokenizer(text, add_special_tokens=False).input_ids)
+        return found
+
+    def _solution(self, task: str, doc: Any) -> str | None:
+        return doc["solution"] if unique_solution(self.suite.tasks[task]) else None
+
+    def _text(self, ids: Piece) -> str:
+        return str(self.tokenizer.decode(ids or [], skip_special_tokens=True))
+
+
+def _responses(rollouts: Sequences, eos: int) -> list[list[int]]:
+    """The tokens of each response, its EOS left out."""
+    responses = [rollouts.response(row) for row in range(len(rollouts))]
+    return [ids[:-1] if ended else ids for ids, ended in zip(responses, rollouts.finished_B.tolist(), strict=True)]
+
+
+def _first(ids: list[int], fraction: float) -> list[int]:
+    """``fraction`` of a response, rounded down, but a token at least where it has one."""
+    return ids[: max(1, int(fraction * len(ids)))]
