@@ -52,7 +52,7 @@ def tuned(pair_folders, tmp_path_factory):
     return config, out / "out", recipe
 
 
-@pytest.mark.parametrize("name", ["sft", "offline_kd", "opd", "opd_rlaif"])
+@pytest.mark.parametrize("name", ["sft", "offline_kd", "opd", "opd_rlaif", "rlaif"])
 def test_every_method_gets_as_many_different_settings_of_what_it_declares(name: str):
     chosen = module.drawn(name, name, 7)
     assert len(chosen) == len({json.dumps(one) for one in chosen}) == 7
