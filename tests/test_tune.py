@@ -62,6 +62,12 @@ def test_every_method_gets_as_many_different_settings_of_what_it_declares(name: 
     assert chosen == module.drawn(name, name, 8)[:7]
 
 
+def test_what_a_comparison_declares_of_its_methods_is_none_of_a_tunings():
+    config = load("embedded", [{"contrasts": {"x": {"opd": 1, "sft": -1}}, "notes": ["Of opd."]}])
+    trials = module.comparison(config, module.trials_of(config, 2))
+    assert (trials.contrasts, trials.notes) == ({}, [])
+
+
 def test_more_trials_than_settings_are_refused():
     with pytest.raises(UserError, match="method opd declares 15 settings to try, fewer than 16 trials"):
         module.drawn("opd", "opd", 16)
