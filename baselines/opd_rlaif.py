@@ -4,18 +4,10 @@ The policy gradient weighs a rollout by the judge's verdict, normalised within t
 (Shao et al. 2024, arXiv 2402.03300); the ground truth is never seen.
 """
 
-import torch
 from pydantic import Field
 
-from opd_bench.losses import divergence, policy_gradient
+from opd_bench.losses import divergence, group_normalised, policy_gradient
 from opd_bench.methods import Method, tunable
-
-
-def group_normalised(verdict_B: torch.Tensor, group: int) -> torch.Tensor:
-    """Verdicts minus the mean of their group, over its standard deviation; 0 in a group of equal verdicts."""
-    verdict_GK = verdict_B.view(-1, group)
-    centred_GK = verdict_GK - verdict_GK.mean(1, keepdim=True)
-    return (centred_GK / (verdict_GK.std(1, keepdim=True) + 1e-3)).flatten()
 
 
 class OPDWithRLAIF(Method):

@@ -40,6 +40,8 @@ Examples:
 
     opd-bench compare --methods sft,opd,path/to/mine.py --seeds 4
 
+    opd-bench compare --methods factorial   # prefixes x divergence, and the judge: which part of it helps?
+
     opd-bench compare --budgets 0.25,0.5,1   # learning curves: every arm scored at three budgets
 
     opd-bench compare --match student-tokens --budget 60000   # another axis binds
@@ -81,7 +83,7 @@ Examples:
 def compare(
     tier: Annotated[str, typer.Option(help="student, teacher, tasks and budget in one word")] = "embedded",
     config: Annotated[Path | None, typer.Option(help="YAML laid over the tier's")] = None,
-    methods: Annotated[str | None, typer.Option(help="comma-separated names or paths to method files")] = None,
+    methods: Annotated[str | None, typer.Option(help="comma-separated names or paths to method files, or a design: factorial")] = None,
     seeds: Annotated[int | None, typer.Option(help="training seeds per method")] = None,
     match: Annotated[str | None, typer.Option(help="what binds: flops, wall-clock, student-tokens, teacher-tokens or dollars")] = None,
     budget: Annotated[float | None, typer.Option(help="per arm, in FLOPs, seconds, tokens or dollars, as --match says")] = None,
@@ -98,7 +100,7 @@ def compare(
 
     The same command again resumes; a finished comparison returns at once.
     """
-    from opd_bench.config import load, read_yaml, size
+    from opd_bench.config import load, read_yaml, selection, size
 
     sizes = [name for name, chosen in (("smoke", smoke), ("quick", quick), ("controls", controls)) if chosen]
     if len(sizes) > 1:
@@ -107,9 +109,8 @@ def compare(
         raise UserError("--controls has methods, models and a plan of its own; leave out --methods, --tier and --dry-run")
     if unsafe_code:
         os.environ["OPD_BENCH_UNSAFE_CODE"] = "1"
-    overlays = [size(name) for name in sizes]
-    overlays += [read_yaml(config)] if config else []
-    overlays += [_chosen(methods)] if methods is not None else []
+    below, above = selection(methods)
+    overlays = [below, *map(size, sizes), read_yaml(config) if config else {}, above]
     overlays += [{"seeds": seeds}] if seeds is not None else []
     overlays += [_matched(match, budget, overlays)] if match is not None else []
     overlays += [{"budget": {"limit": budget}}] if budget is not None else []
@@ -135,7 +136,7 @@ def compare(
 
     board = run(settings, folder, command, workers, console)
     report.show(board, console)
-    files = "leaderboard.json, leaderboard.md, ledger.jsonl, items.csv, manifest.json and four plots"
+    files = "leaderboard.json, leaderboard.md, ledger.jsonl, items.csv, manifest.json and plots"
     console.print(f"\nWritten to {folder}/: {files}.", markup=False, highlight=False)
 
 
@@ -172,17 +173,13 @@ def tune(
 
     The settings are those the methods declare to be tried; the test items are never met. The same command again resumes.
     """
-    from opd_bench.config import load, read_yaml
+    from opd_bench.config import load, read_yaml, selection
     from opd_bench.tune import tune as run
 
-    overlays = [read_yaml(config)] if config else []
-    overlays += [_chosen(methods)] if methods is not None else []
+    below, above = selection(methods)
+    overlays = [below, read_yaml(config) if config else {}, above]
     overlays += [{"budget": {"limit": budget}}] if budget is not None else []
     run(load(tier, overlays), trials, out, shlex.join(["opd-bench", *sys.argv[1:]]), jobs or os.cpu_count() or 1, console)
-
-
-def _chosen(methods: str) -> dict:
-    return {"methods": {name.strip(): {} for name in methods.split(",") if name.strip()}}
 
 
 @app.command(epilog=CHECK_EXAMPLES)
@@ -214,14 +211,20 @@ def check(
 
 @app.command()
 def methods() -> None:
-    """List the methods that can be named, with their options."""
-    from opd_bench.methods import find, shipped
+    """List the methods that can be named, with their options, and the designs that stand for several."""
+    from opd_bench.config import read_yaml
+    from opd_bench.methods import designs, find, shipped
 
     for name in shipped():
         source = find(name)
         console.print(f"[bold]{name}[/bold]  {(source.cls.__doc__ or '').strip().splitlines()[0]}", highlight=False)
         for option, field in source.cls.Config.model_fields.items():
             console.print(f"    {option} = {field.default}  {field.description or ''}", highlight=False)
+    for name, path in designs().items():
+        design = read_yaml(path)
+        console.print(f"[bold]{name}[/bold]  A design for compare --methods {name}: {', '.join(design['methods'])}", highlight=False)
+        for contrast in design["contrasts"]:
+            console.print(f"    {contrast}", highlight=False, markup=False)
 
 
 @app.command()

@@ -229,6 +229,8 @@ def records(config: Config, out: Path, planned: list[Job]) -> tuple[Run, list[Ar
         cold_start_flops=manifest["cold_start_flops"],
         overlap=manifest["train_test_overlap"],
         steps=_by_task(teacher.folder(out), "greedy", "steps"),
+        contrasts=config.contrasts,
+        notes=config.notes,
     )
     return run, [_record(job, out, origins[job.start]) for job in arms]
 

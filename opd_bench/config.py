@@ -1,6 +1,9 @@
 """The configuration of a comparison: a tier's YAML, then the user's, then the command line, each laid over the last.
 
 config = load("embedded", overlays=[{"seeds": 2}])
+
+below, above = selection("factorial")  # a design's settings, and its methods, contrasts and notes
+config = load("embedded", overlays=[below, {"seeds": 12}, above])
 """
 
 from __future__ import annotations
@@ -11,13 +14,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from opd_bench.errors import UserError, did_you_mean
 from opd_bench.gates import Limits
 from opd_bench.ledger import STUDENT_TOKENS, TEACHER_TOKENS, Axis, Dollars, Seconds, Tokens
-from opd_bench.methods import describe
+from opd_bench.methods import Method, describe, designs, label
 from opd_bench.resources import EMBEDDED, SIZES, TASKS, TIERS
+from opd_bench.statistics import ROUNDING
 
 
 class _Part(BaseModel):
@@ -34,6 +38,7 @@ class Tasks(_Part):
 
 ChargeKind = Literal["student_sample", "student_update", "teacher_generate", "teacher_score", "judge"]
 Share = Annotated[float, Field(gt=0, le=0.9)]
+Weight = Annotated[float, Field(allow_inf_nan=False)]
 
 
 AxisName = Literal["flops", "wall-clock", "student-tokens", "teacher-tokens", "dollars"]
@@ -103,6 +108,21 @@ class Config(_Part):
     exposure: Exposure = Exposure()  # pyright: ignore[reportCallIssue]
     gates: Limits = Limits()  # pyright: ignore[reportCallIssue]
     methods: dict[str, dict[str, Any]] = Field(min_length=1, description="name: options; `method` among them names another method or file")
+    contrasts: dict[str, dict[str, Weight]] = Field({}, description="name: weight by method; a sum of methods that is tested like a pair")
+    notes: list[str] = Field([], description="what the report must say of this comparison")
+
+    @field_validator("contrasts")
+    @classmethod
+    def _contrasting(cls, contrasts: dict[str, dict[str, float]], info: ValidationInfo) -> dict[str, dict[str, float]]:
+        known = [label(name) for name in info.data.get("methods", {})]
+        for name, weights in contrasts.items():
+            if unknown := next((method for method in weights if known and method not in known), None):
+                raise ValueError(f"{name!r} names {unknown!r}, which is no method of this comparison{did_you_mean(unknown, known)}")
+            if sum(weight != 0 for weight in weights.values()) < 2:
+                raise ValueError(f"{name!r} compares nothing: give two methods or more a weight that is not 0")
+            if abs(total := sum(weights.values())) > ROUNDING * sum(map(abs, weights.values())):
+                raise ValueError(f"the weights of {name!r} sum to {total:g}; they must sum to 0")
+        return contrasts
 
     @property
     def limit(self) -> float:
@@ -144,6 +164,25 @@ def size(name: str) -> dict:
     return read_yaml(SIZES / f"{name}.yaml")
 
 
+def selection(methods: str | None) -> tuple[dict, dict]:
+    """What ``--methods`` lays right over the tier, and what over all else: a list of names has the latter only, a design both.
+
+    UserError where a design stands beside another name.
+    """
+    if methods is None:
+        return {}, {}
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    chosen = next((name for name in names if name in designs()), None)
+    if chosen is None:
+        return {}, {"methods": {name: {} for name in names}}
+    if len(names) > 1:
+        others = ", ".join(name for name in names if name != chosen) or chosen
+        raise UserError(f"--methods {chosen} is a design with methods of its own; leave out {others}")
+    document = read_yaml(designs()[chosen])
+    above = {key: document.pop(key) for key in ("methods", "contrasts", "notes")}
+    return document, above
+
+
 def read_yaml(path: Path) -> dict:
     """A YAML file that holds a mapping. UserError if it cannot be read or is something else."""
     try:
@@ -160,14 +199,33 @@ def read_yaml(path: Path) -> dict:
 
 
 def overlaid(base: dict, over: dict) -> dict:
-    """``over`` laid over ``base``, mapping by mapping; ``methods`` replaces the whole selection but keeps options."""
+    """``over`` laid over ``base``, mapping by mapping; ``methods`` replaces the whole selection but keeps options.
+
+    UserError where a method is ``like`` one that ``base`` has not.
+    """
+    methods, below = over.get("methods"), base.get("methods")
+    if isinstance(methods, dict):
+        below = below if isinstance(below, dict) else {}
+        over = {**over, "methods": {name: _like(options, below) for name, options in methods.items()}}
     merged = {**base}
     for key, value in over.items():
         old = base.get(key)
         merged[key] = overlaid(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    if isinstance(over.get("methods"), dict):
-        merged["methods"] = {name: merged["methods"][name] or {} for name in over["methods"]}
+    if isinstance(methods, dict):
+        merged["methods"] = {name: merged["methods"][name] or {} for name in methods}
     return merged
+
+
+def _like(options: Any, below: dict) -> Any:
+    """``options`` with, in place of ``like: other``, what ``below`` says of the other's settings that every method has: lr and batch."""
+    if not isinstance(options, dict) or "like" not in options:
+        return options
+    other = str(options["like"])
+    if other not in below:
+        raise UserError(f"configuration: methods: there is no {other!r} for another method to be like{did_you_mean(other, below)}")
+    theirs = below[other] if isinstance(below[other], dict) else {}
+    shared = {option: theirs[option] for option in Method.Config.model_fields if option in theirs}
+    return {**shared, **{option: value for option, value in options.items() if option != "like"}}
 
 
 def load(tier: str, overlays: list[dict]) -> Config:

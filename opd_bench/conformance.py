@@ -347,11 +347,11 @@ def _difference(one: Arm, other: Arm) -> str:
 
 
 def options_in(config: Path, name: str) -> dict:
-    """The options of ``name`` in a comparison's YAML; UserError if there are none."""
+    """The options of ``name`` in a comparison's YAML, less what it takes from a tier; UserError if there are none."""
     methods = read_yaml(config).get("methods")
     if not isinstance(methods, dict) or name not in methods:
         raise UserError(f"{config} has no {name!r} under methods{did_you_mean(name, methods) if isinstance(methods, dict) else ''}")
-    return dict(methods[name] or {})
+    return {option: value for option, value in (methods[name] or {}).items() if option != "like"}
 
 
 def check(name: str, options: dict) -> Report:

@@ -40,6 +40,8 @@ def show_plan(config: Config, out: Path, workers: int, console: Console) -> None
         shares = "\n".join(f"{kind} {flops / most:.0%}" for kind, flops in worst.by_kind().items())
         table.add_row(job.name, str(config.seeds), str(method.config.batch), f"{most:.2e}", shares, f"about {seconds:.0f} s")
     console.print(table)
+    if config.contrasts:
+        console.print(f"Contrasts to be tested: {'; '.join(config.contrasts)}.", markup=False, highlight=False)
     items = config.evaluation.limit or "all"
     console.print(f"Evaluation, never charged: {items} items per task, greedy and sampled, for {len(planned)} models.")
     workers = min(workers, len(arms))

@@ -5,8 +5,9 @@
     board = read(folder / "leaderboard.json")
 
 The macro score is the mean of the STEM mean and the coding mean. Two families of claims cover all pairs of methods: "score" (greedy
-macro score, higher is better; it makes the ranks) and "excess" (R − l·ε in nats, lower is better). A failed gate withholds ranks and
-claims, and says why. After an edit of the models, ``python -m opd_bench.leaderboard`` writes the shipped schema anew.
+macro score, higher is better; it makes the ranks) and "excess" (R − l·ε in nats, lower is better). Contrasts, where the configuration
+declares some, are families by themselves: "score", "sampled" and "excess". A failed gate withholds ranks, claims and contrasts, and says
+why. After an edit of the models, ``python -m opd_bench.leaderboard`` writes the shipped schema anew.
 
 Shapes: S seeds, N items of a task or prompts of the exposure measurement.
 Limits: the teacher and the cold starts are given, not drawn, so their intervals are over items only; they are normal: no width
@@ -18,6 +19,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -128,6 +130,21 @@ class Claim(_Model):
     by_start: list[Number]  # the difference from each cold start
 
 
+class Contrast(_Model):
+    """Σ weight · score; claimed iff p after Holm over its family's contrasts is below .05 and no gate withholds one of its methods."""
+
+    name: str
+    weights: dict[str, float]  # by method; they sum to 0
+    family: Literal["score", "sampled", "excess"]
+    difference: Number
+    low: Number
+    high: Number
+    p: float
+    p_holm: float
+    claimed: bool
+    by_start: list[Number]  # the difference from each cold start
+
+
 class Gate(_Model):
     """What must hold before a rank is given; null where it could not be measured or was switched off. See opd_bench.gates."""
 
@@ -196,6 +213,7 @@ class Leaderboard(_Model):
     methods: list[Method]
     gates: list[Gate]
     claims: list[Claim]
+    contrasts: list[Contrast]
     readings: list[Reading]
     crossings: list[Crossing]
     profile: Profile | None
@@ -254,20 +272,30 @@ def assemble(run: Run, arms: list[ArmRecord], draws: int = 1000, limits: gates.L
     checked = gates.check(run, by_method, limits)
     fair = {*by_method} - {name for gate in checked if gate.held is False for name in gate.methods}
     start_S = np.array([arm.start for arm in next(iter(by_method.values()))])
-    claims, by_start = [], []
-    families: list[tuple[str, Any, dict[str, float], statistics.Better]] = [
-        ("score", greedy, run.weights, "higher"),
-        ("excess", excess, {"prompts": 1.0}, "lower"),
+    measures: dict[str, tuple[Any, dict[str, float]]] = {
+        "score": (greedy, run.weights),
+        "sampled": (sampled, run.weights),
+        "excess": (excess, {"prompts": 1.0}),
+    }
+    better: dict[str, statistics.Better] = {"score": "higher", "excess": "lower"}
+    claims = [
+        replace(claim, claimed=claim.claimed and {claim.a, claim.b} <= fair)
+        for family in better
+        for claim in statistics.claims(family, *measures[family], better[family])
     ]
-    for family, scores, weights, better in families:
-        seed_means = {name: statistics.seed_means(tasks, weights) for name, tasks in scores.items()}
-        for claim in statistics.claims(family, scores, weights, better):
-            claims.append(replace(claim, claimed=claim.claimed and {claim.a, claim.b} <= fair))
-            by_start.append(_by_start(seed_means[claim.a] - seed_means[claim.b], start_S))
+    contrasts = [
+        replace(contrast, claimed=contrast.claimed and contrast.weights.keys() <= fair)
+        for family in measures
+        for contrast in statistics.contrasts(family, *measures[family], run.contrasts)
+    ]
+
+    def by_start(family: str, weights: Mapping[str, float]) -> list[float]:
+        scores, tasks = measures[family]
+        return _by_start(statistics.seed_means(statistics.contrasted(scores, weights), tasks), start_S)
+
     start = _mean_of(run.cold_starts)
     along = {name: _curve(run, group) for name, group in by_method.items()}
-    score_claims = [claim for claim in claims if claim.family == "score" and claim.claimed]
-    ranks = statistics.ranks(fair, score_claims, "higher")
+    ranks = statistics.ranks(fair, [claim for claim in claims if claim.family == "score"])
 
     methods = [
         {
@@ -301,7 +329,8 @@ def assemble(run: Run, arms: list[ArmRecord], draws: int = 1000, limits: gates.L
 
     count = len(run.cold_starts)
     notes = [SCOPE + ("this one cold start." if count == 1 else f"the mean of these {count} cold starts.")]
-    notes += _claimable(len(run.seeds), len(by_method))
+    notes += [*_claimable(len(run.seeds), "pair", math.comb(len(by_method), 2))]
+    notes += [*_claimable(len(run.seeds), "contrast", len(run.contrasts)), *run.notes]
     notes += [] if run.cold_start_flops else ["What the cold starts cost is not known, so nothing is read from scratch."]
     notes += [
         f"{name} has a schedule of its own, so it was trained for each smaller budget separately, not by branches."
@@ -320,7 +349,8 @@ def assemble(run: Run, arms: list[ArmRecord], draws: int = 1000, limits: gates.L
             "teacher": teacher,
             "cold_start": cold_start,
             "methods": methods,
-            "claims": [{**vars(claim), "by_start": starts} for claim, starts in zip(claims, by_start, strict=True)],
+            "claims": [{**vars(claim), "by_start": by_start(claim.family, {claim.a: 1.0, claim.b: -1.0})} for claim in claims],
+            "contrasts": [{**vars(contrast), "by_start": by_start(contrast.family, contrast.weights)} for contrast in contrasts],
             "gates": [vars(gate) for gate in checked],
             "readings": _readings(run, by_method),
             **_along_budgets(run, along, start),
@@ -424,14 +454,12 @@ def _gap(records: list[exposure.Divergences], draws: int) -> dict[str, statistic
     return exposure.gap_over_seeds(records, np.random.default_rng(0), draws)
 
 
-def _claimable(seeds: int, methods: int) -> list[str]:
-    pairs = methods * (methods - 1) // 2
-    if statistics.smallest_p(seeds) * pairs < 0.05:
+def _claimable(seeds: int, kind: str, tests: int) -> list[str]:
+    """That a family of so many tests is too large for the seeds, and how many it takes."""
+    if statistics.smallest_p(seeds) * tests < statistics.ALPHA:
         return []
-    return [
-        f"Nothing can be claimed with {seeds} {'seed' if seeds == 1 else 'seeds'} and {methods} methods; "
-        f"it takes {statistics.seeds_needed(pairs)} seeds."
-    ]
+    have, among = (f"{count} {noun}{'s' * (count != 1)}" for count, noun in ((seeds, "seed"), (tests, kind)))
+    return [f"Nothing can be claimed with {have} and {among}; it takes {statistics.seeds_needed(tests)} seeds."]
 
 
 def _mean(values: list[float]) -> float:

@@ -6,7 +6,7 @@
 T is the teacher's and S the student's next-token distribution, both over the whole vocabulary at temperature 1; values are in nats.
 Nothing is reduced over positions, so a loss may be called on slices of them; the harness averages over the whole batch's response tokens.
 
-Shapes: N response positions, V vocabulary.
+Shapes: N response positions, V vocabulary, B rollouts in G groups of K.
 Limits: a KL is infinite, and its gradient undefined, where the first distribution has mass and the second has none.
 """
 
@@ -73,6 +73,16 @@ def cross_entropy(logits_NV: Tensor, tokens: Tokens) -> Tensor:
 def policy_gradient(logits_NV: Tensor, tokens: Tokens) -> Tensor:
     """−weight · log S(y): REINFORCE on the student's own tokens y (Williams 1992), without importance weights or clipping."""
     return tokens.weight_N * cross_entropy(logits_NV, tokens)
+
+
+def group_normalised(verdict_B: Tensor, group: int) -> Tensor:
+    """Advantages (B,) of GRPO (Shao et al., arXiv 2402.03300): verdicts minus the mean of their group, over its standard deviation.
+
+    The rollouts of a group follow one another, ``group`` of them; 0 in a group of equal verdicts.
+    """
+    verdict_GK = verdict_B.view(-1, group)
+    centred_GK = verdict_GK - verdict_GK.mean(1, keepdim=True)
+    return (centred_GK / (verdict_GK.std(1, keepdim=True) + 1e-3)).flatten()
 
 
 def forward_kl(logits_NV: Tensor, tokens: Tokens) -> Tensor:

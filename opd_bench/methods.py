@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from opd_bench.bench import Bench
 from opd_bench.errors import RunError, UserError, did_you_mean
-from opd_bench.resources import BASELINES, load_module
+from opd_bench.resources import BASELINES, DESIGNS, load_module
 
 
 def tunable(default: Any, values: list, **constraints: Any) -> Any:
@@ -124,6 +124,16 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(BASELINES.glob("*.py")) if not path.stem.startswith("_")}
 
 
+def designs() -> dict[str, Path]:
+    """The declared comparisons whose name stands for their methods, by name; see ``config.selection``."""
+    return {path.stem: path for path in sorted(DESIGNS.glob("*.yaml"))}
+
+
+def label(name: str) -> str:
+    """What the arms of the method given as ``name`` are called: a file by its stem."""
+    return Path(name).stem if name.endswith(".py") else name
+
+
 @cache
 def find(name: str) -> Source:
     """The method called ``name``: a path to a ``.py`` file, a shipped method, or an entry point ``opd_bench.methods``."""
@@ -135,7 +145,9 @@ def find(name: str) -> Source:
     if name in installed:
         cls = installed[name].load()
         return Source(name, Path(inspect.getfile(cls)), cls)
-    raise UserError(f"unknown method {name!r}{did_you_mean(name, [*shipped(), *installed])}; a file is given as path/to/mine.py")
+    raise UserError(
+        f"unknown method {name!r}{did_you_mean(name, [*shipped(), *installed, *designs()])}; a file is given as path/to/mine.py"
+    )
 
 
 def _from_file(path: Path) -> Source:

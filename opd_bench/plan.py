@@ -13,7 +13,7 @@ from pathlib import Path
 
 from opd_bench.config import Config, model_location
 from opd_bench.errors import UserError
-from opd_bench.methods import Method, find
+from opd_bench.methods import Method, find, label
 from opd_bench.models import weights_digest
 from opd_bench.resources import PACKAGE
 
@@ -66,7 +66,7 @@ def jobs(config: Config) -> list[Job]:
     if not config.task_path.is_dir():
         raise UserError(f"no task folder {config.task_path}")
     common = {
-        "config": config.model_dump(exclude={"tier", "seeds", "first_seed", "methods", "students", "gates"}),
+        "config": config.model_dump(exclude={"tier", "seeds", "first_seed", "methods", "students", "gates", "contrasts", "notes"}),
         "teacher": weights_digest(model_location(config.teacher)),
         "modules": _digest_files([PACKAGE / f"{name}.py" for name in MODULES]),
         "tasks": _digest_files([path for path in config.task_path.rglob("*") if path.suffix in (".py", ".yaml")]),
@@ -87,11 +87,10 @@ def jobs(config: Config) -> list[Job]:
     for name, options in config.methods.items():
         options = dict(options)
         method = options.pop("method", name)
-        label = Path(name).stem if name.endswith(".py") else name
-        if any(other.name == label for other in planned):
-            raise UserError(f"two arms are called {label!r}; rename one")
+        if any(other.name == label(name) for other in planned):
+            raise UserError(f"two arms are called {label(name)!r}; rename one")
         find(method).build(options)
-        planned += [job(label, seed, method, options) for seed in seeds]
+        planned += [job(label(name), seed, method, options) for seed in seeds]
     return planned
 
 

@@ -34,6 +34,7 @@ ALONG: dict[str, Callable[[CurvePoint], Estimate | None]] = {  # what is drawn a
     "R − l·ε (nats)": lambda point: point.exposure.excess,
     "ExAccErr (%)": lambda point: point.exposure.exaccerr,
 }
+MEASURES = {"score": "Greedy score", "sampled": "Sampled score", "excess": "R − l·ε (nats)"}  # of a contrast
 FEWEST_ALIVE = 0.05  # positions with a smaller share of living rollouts are too noisy to draw
 
 
@@ -45,6 +46,8 @@ def draw(board: Leaderboard, run: Run, arms: list[ArmRecord], methods: list[str]
         "score_by_steps.png": score_by_steps(run, arms, methods),
         "divergence_by_position.png": divergence_by_position(arms, methods),
     }
+    if board.contrasts:
+        figures["effects.png"] = effects(board)
     for name, figure in figures.items():
         figure.savefig(folder / name, dpi=150, metadata={"Software": None})
     return [folder / name for name in figures]
@@ -96,6 +99,34 @@ def learning_curves(board: Leaderboard, methods: list[str]) -> Figure:
     return _titled(
         figure, "Each point ends a run of its own budget, cooldown included. Band: 95 % interval over seeds and items.", panels[0]
     )
+
+
+def effects(board: Leaderboard) -> Figure:
+    """Every contrast with its 95 % interval, a panel per measure; filled where it is claimed."""
+    names = list(dict.fromkeys(contrast.name for contrast in board.contrasts))
+    figure = _figure(1.2 + 0.4 * len(names))
+    panels = list(figure.subplots(1, len(MEASURES), sharey=True).flat)
+    for panel, (family, label) in zip(panels, MEASURES.items(), strict=True):
+        for contrast in board.contrasts:
+            if contrast.family == family:
+                value = Estimate(mean=contrast.difference, low=contrast.low, high=contrast.high)
+                face = COLOURS[0] if contrast.claimed else "white"
+                panel.errorbar(
+                    np.array([value.mean], float),
+                    [names.index(contrast.name)],
+                    xerr=_reach(value),
+                    fmt="o",
+                    color=COLOURS[0],
+                    mfc=face,
+                    capsize=4,
+                )
+        panel.axvline(0, color=GREY, linewidth=1.2, zorder=0)
+        panel.set_xlabel(label, fontsize=9)
+        panel.tick_params(labelsize=8)
+        panel.grid(axis="x", alpha=0.3)
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_ylim(len(names) - 0.5, -0.5)
+    return _titled(figure, "Bar: 95 % interval over seeds and items. Filled: claimed.", panels[0])
 
 
 def score_by_steps(run: Run, arms: list[ArmRecord], methods: list[str]) -> Figure:

@@ -5,7 +5,7 @@ Shapes: N items of a task or prompts of the exposure measurement.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -80,6 +80,8 @@ class Run:
     cold_start_flops: dict[str, float]  # of training one and making its data, by kind of charge; nothing where it is unknown
     overlap: dict[str, float]  # share of each task's test items that are met in training
     steps: dict[str, np.ndarray]  # that each item's problem needs; NaN where its task does not say
+    contrasts: dict[str, dict[str, float]] = field(default_factory=dict)  # declared beforehand: weight by method
+    notes: list[str] = field(default_factory=list)  # what the configuration wants said
 
     @property
     def cold_starts_divergences(self) -> list[exposure.Divergences]:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from opd_bench.leaderboard import Claim, Crossing, Estimate, Gate, Leaderboard, Method, Reference
+from opd_bench.leaderboard import Claim, Contrast, Crossing, Estimate, Gate, Leaderboard, Method, Reference
 from opd_bench.ledger import STUDENT_TOKENS, TEACHER_TOKENS
 from opd_bench.statistics import Interval
 
@@ -23,6 +23,8 @@ SCORE_TITLE = "Score (greedy macro; higher is better)"
 EXPOSURE_TITLE = "Exposure bias (nats; R − l·ε: added by own prefixes, lower is better)"
 SPENT_TITLE = "Spent"
 SPENT_COLUMNS = ["method", "FLOPs", "student tokens", "teacher tokens", "seconds"]
+CONTRAST_TITLE = "Contrasts (sums of methods, declared beforehand; R − l·ε: lower is better)"
+CONTRAST_COLUMNS = ["contrast", "is", "score", "sampled", "R − l·ε"]
 CURVE_TITLE = "Learning curves"
 READING_TITLE = "By other ledgers"
 READING_COLUMNS = ["ledger", "what it asks", "at", "methods, best first", "turned around"]
@@ -33,6 +35,7 @@ FIGURES = {  # written by opd_bench.plots
     "score_by_steps.png": "Score against the number of steps",
     "divergence_by_position.png": "Divergence by position",
 }
+EFFECTS = {"effects.png": "Contrasts with their intervals"}  # where there are contrasts
 NUMBERS = {*SCORE_COLUMNS, *EXPOSURE_COLUMNS, *SPENT_COLUMNS} - {"method", "allowed to see"}
 REFERENCES = ("teacher", "cold start")
 NONE = "–"
@@ -63,23 +66,51 @@ def wall_time(seconds: float) -> str:
     return f"{minutes}m{rest:02}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02}m"
 
 
+def difference(tested: Claim | Contrast) -> str:
+    """``+.034 [.010, .058], p_holm .047``, with the difference from each cold start where there are several."""
+    digits, unit = (2, " nats") if tested.family == "excess" else (3, "")
+    interval = f" [{number(tested.low, digits)}, {number(tested.high, digits)}]" if tested.low is not None else " (no interval)"
+    p = "p_holm <.001" if tested.p_holm < 0.0005 else f"p_holm {number(tested.p_holm)}"
+    if len(tested.by_start) > 1:
+        p += f" (by cold start {', '.join(number(value, digits, sign=True) for value in tested.by_start)})"
+    return f"{number(tested.difference, digits, sign=True)}{unit}{interval}, {p}"
+
+
 def sentence(claim: Claim) -> str:
     """The claim in words: ``opd > sft by +.034 [.010, .058], p_holm .047: claimed``."""
-    digits, unit = (2, " nats") if claim.family == "excess" else (3, "")
-    interval = f" [{number(claim.low, digits)}, {number(claim.high, digits)}]" if claim.low is not None else " (no interval)"
-    difference = number(claim.difference, digits, sign=True) + unit + interval
-    p = "p_holm <.001" if claim.p_holm < 0.0005 else f"p_holm {number(claim.p_holm)}"
-    if len(claim.by_start) > 1:
-        p += f" (by cold start {', '.join(number(value, digits, sign=True) for value in claim.by_start)})"
     what, better = ("R − l·ε: ", "<") if claim.family == "excess" else ("", ">")
     if claim.claimed:
-        return f"{what}{claim.a} {better} {claim.b} by {difference}, {p}: claimed"
-    return f"not claimed: {what}{claim.a} vs {claim.b} {difference}, {p}"
+        return f"{what}{claim.a} {better} {claim.b} by {difference(claim)}: claimed"
+    return f"not claimed: {what}{claim.a} vs {claim.b} {difference(claim)}"
 
 
 def sentences(board: Leaderboard) -> list[str]:
     """All claims in words, the claimed ones first."""
     return [sentence(claim) for claim in sorted(board.claims, key=lambda claim: (not claim.claimed, claim.family != "score"))]
+
+
+def formula(weights: dict[str, float]) -> str:
+    """``½ opd + ½ rlaif − sft``: the methods of a contrast with their weights."""
+
+    def term(method: str, weight: float) -> str:
+        size = {1.0: "", 0.5: "½ "}.get(abs(weight), f"{number(abs(weight))} ")
+        return f"{'−' if weight < 0 else '+'} {size}{method}"
+
+    return " ".join(term(method, weight) for method, weight in weights.items() if weight).removeprefix("+ ")
+
+
+def contrast_rows(board: Leaderboard) -> list[list[str]]:
+    """The cells of CONTRAST_COLUMNS, a row for each contrast."""
+    withheld = {name for gate in board.gates if gate.held is False for name in gate.methods}
+
+    def verdict(contrast: Contrast) -> str:
+        return "claimed" if contrast.claimed else "withheld" if withheld & contrast.weights.keys() else "not claimed"
+
+    rows: dict[str, list[str]] = {}
+    for contrast in board.contrasts:  # family by family, each in the same order
+        row = rows.setdefault(contrast.name, [contrast.name, formula(contrast.weights)])
+        row.append(f"{difference(contrast)}: {verdict(contrast)}")
+    return list(rows.values())
 
 
 def gate_lines(board: Leaderboard) -> list[str]:
@@ -209,6 +240,11 @@ def exposure_rows(board: Leaderboard) -> list[list[str]]:
     return [*methods, row("cold start", board.cold_start, "")]
 
 
+def figures(board: Leaderboard) -> dict[str, str]:
+    """Captions of what opd_bench.plots draws, by file."""
+    return {**FIGURES, **(EFFECTS if board.contrasts else {})}
+
+
 def show(board: Leaderboard, console: Console | None = None) -> None:
     """Print the tables, the claims and the notes."""
     console = console or Console()
@@ -234,7 +270,11 @@ def show(board: Leaderboard, console: Console | None = None) -> None:
     for ledger, _, cost, order, turned in reading_rows(board)[1:]:
         console.print(escape(f"by the ledger {ledger!r}, at {cost}: {order}; turned around: {turned}"), highlight=False)
     console.print()
-    for line in [*sentences(board), "", *board.notes]:
+    for name, weights, *cells in contrast_rows(board):
+        console.print(escape(f"{name} = {weights}"), highlight=False)
+        for measure, cell in zip(CONTRAST_COLUMNS[2:], cells, strict=True):
+            console.print(escape(f"  {measure} {cell}"), style="bold" if cell.endswith(": claimed") else None, highlight=False)
+    for line in [*[""] * bool(board.contrasts), *sentences(board), "", *board.notes]:
         console.print(escape(line), style="bold" if line.endswith(": claimed") else None, highlight=False)
 
 
@@ -277,12 +317,20 @@ def markdown(board: Leaderboard) -> str:
         ["Each arm's score is read from its learning curve at the largest cost that all arms reached, linear between points; untested."],
         ["## Claims"],
         [f"- {line}" for line in sentences(board)] or ["There is one method, so there is nothing to compare."],
+        *_contrasts(board),
         ["## Notes"],
         [f"- {note}" for note in board.notes],
         ["## Figures"],
-        [f"![{caption}]({name})\n" for name, caption in FIGURES.items()],
+        [f"![{caption}]({name})\n" for name, caption in figures(board).items()],
     ]
     return "\n\n".join("\n".join(part) for part in parts if part).rstrip() + "\n"
+
+
+def _contrasts(board: Leaderboard) -> list[list[str]]:
+    if not board.contrasts:
+        return []
+    said = "Each is tested like a claim, Holm's correction going over a column; one is withheld where a gate withholds one of its methods."
+    return [[f"## {CONTRAST_TITLE}"], markdown_table(CONTRAST_COLUMNS, contrast_rows(board)), [said]]
 
 
 def _profile(board: Leaderboard) -> list[list[str]]:

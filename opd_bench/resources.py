@@ -1,4 +1,4 @@
-"""Where the parts that travel with the package are: baselines, tasks, tiers and embedded models.
+"""Where the parts that travel with the package are: baselines, tasks, tiers, designs and embedded models.
 
 In a wheel `baselines/` and `tasks/` lie inside the package; in a checkout they lie beside it.
 """
@@ -24,6 +24,7 @@ BASELINES = folder("baselines")
 TASKS = folder("tasks")
 TIERS = PACKAGE / "tiers"
 SIZES = PACKAGE / "sizes"
+DESIGNS = PACKAGE / "designs"
 EMBEDDED = PACKAGE / "embedded" / "models"
 
 

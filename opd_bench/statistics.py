@@ -3,12 +3,14 @@
     scores = {"opd": {"arithmetic": opd_SN}, "sft": {"arithmetic": sft_SN}}
     found = claims("score", scores, weights={"arithmetic": 1.0})
     ranks(list(scores), found)
+    contrasts("score", scores, {"arithmetic": 1.0}, {"own text": {"opd": 1, "sft": -1}})
 
 Shapes: S training seeds (shared by all tasks: one student serves them all), N items of a task (may differ between tasks),
-P tests. Every method is scored on the same seeds and the same items. Undefined numbers are None, never NaN.
+M methods, P tests. Every method is scored on the same seeds and the same items. Undefined numbers are None, never NaN.
 
-A pair's p is the larger of two: the exact sign-flip test's, which needs no normal distribution but sees seeds only, and the two-way
-t test's, which knows that all seeds share their items. Both must pass Holm.
+Tested are all pairs of methods (claims), or declared sums of methods whose weights sum to 0 (contrasts), such as the effects of a
+factorial design. p is the larger of two: the exact sign-flip test's, which needs no normal distribution but sees seeds only, and the
+two-way t test's, which knows that all seeds share their items. Both must pass Holm.
 
 Known limits: claims speak of new seeds and new items for this student, this teacher, these tasks and the given cold starts. The
 sign-flip test takes seed differences as symmetric about zero; its smallest p is 2 / 2^S.
@@ -29,6 +31,7 @@ from opd_bench.errors import UserError
 
 ALPHA = 0.05
 MOST_SEEDS = 20
+ROUNDING = 1e-9  # of the terms of a sum: less is no difference
 
 Array = NDArray[np.floating]
 Scores = Mapping[str, Array]  # task -> SN
@@ -50,18 +53,33 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Claim:
-    """``difference`` = score of ``a`` − score of ``b``; ``a`` is the one observed better (either, where they tie)."""
+class Tested:
+    """A difference, its 95 % two-way interval (None where there is none), p, and p after Holm; claimed iff that is below .05."""
 
-    a: str
-    b: str
-    family: str
     difference: float
     low: float | None
     high: float | None
     p: float
     p_holm: float
     claimed: bool
+
+
+@dataclass(frozen=True)
+class Claim(Tested):
+    """``difference`` = score of ``a`` − score of ``b``; ``a`` is the one observed better (either, where they tie)."""
+
+    a: str
+    b: str
+    family: str
+
+
+@dataclass(frozen=True)
+class Contrast(Tested):
+    """``difference`` = Σ weight · score of the method."""
+
+    name: str
+    family: str
+    weights: Mapping[str, float]
 
 
 def macro_weights(*groups: Sequence[str]) -> dict[str, float]:
@@ -137,11 +155,25 @@ def over_items(scores: Mapping[str, Array], weights: Weights) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+def contrasted(scores: Mapping[str, Scores], weights: Mapping[str, float]) -> dict[str, Array]:
+    """Σ weight · score over the methods of ``weights``, item by item: SN by task; what is left by rounding alone is 0.
+
+    Raises UserError where their seeds, tasks or items differ.
+    """
+    shapes = [{task: scores_SN.shape for task, scores_SN in scores[method].items()} for method in weights]
+    if any(shape != shapes[0] for shape in shapes):
+        raise UserError("methods were scored on different seeds, tasks or items: evaluate all on the same ones")
+    found = {}
+    for task in shapes[0]:
+        parts_MSN = np.array([np.multiply(weight, scores[method][task], dtype=float) for method, weight in weights.items()])
+        sum_SN = parts_MSN.sum(axis=0)
+        found[task] = np.where(np.abs(sum_SN) <= ROUNDING * np.abs(parts_MSN).sum(axis=0), 0.0, sum_SN)
+    return found
+
+
 def paired_scores(a: Scores, b: Scores) -> dict[str, Array]:
     """a − b, item by item: SN by task. Raises UserError where seeds, tasks or items differ."""
-    if {task: scores_SN.shape for task, scores_SN in a.items()} != {task: scores_SN.shape for task, scores_SN in b.items()}:
-        raise UserError("two methods were scored on different seeds, tasks or items: evaluate both on the same ones")
-    return {task: np.subtract(a[task], b[task], dtype=float) for task in a}
+    return contrasted({"a": a, "b": b}, {"a": 1.0, "b": -1.0})
 
 
 def paired_difference(a: Scores, b: Scores, weights: Weights) -> Interval:
@@ -178,7 +210,7 @@ def sign_flip_p(differences_S: Array) -> float:
     sums = np.zeros(1)
     for difference in differences_S:
         sums = np.concatenate([sums + difference, sums - difference])
-    tie = 1e-9 * np.abs(differences_S).sum()
+    tie = ROUNDING * np.abs(differences_S).sum()
     return float((np.abs(sums) >= abs(np.sum(differences_S)) - tie).mean())
 
 
@@ -215,27 +247,46 @@ def smallest_p(seeds: int) -> float:
     return 2 / 2**seeds
 
 
-def seeds_needed(pairs: int, alpha: float = ALPHA) -> int:
-    """The fewest seeds with which one of ``pairs`` differences can pass Holm at ``alpha``."""
-    return next(seeds for seeds in count(1) if pairs * smallest_p(seeds) < alpha)
+def seeds_needed(tests: int, alpha: float = ALPHA) -> int:
+    """The fewest seeds with which one of a family of ``tests`` differences can pass Holm at ``alpha``."""
+    return next(seeds for seeds in count(1) if tests * smallest_p(seeds) < alpha)
+
+
+def tested(differences: Sequence[Scores], weights: Weights) -> list[Tested]:
+    """Each difference (SN by task) against 0, all as one family.
+
+    p is the larger of the sign-flip p over seeds and the two-way p; a difference is claimed iff it stays under .05 after Holm, and then
+    its two-way interval excludes 0.
+    """
+    ps = [max(sign_flip_p(seed_means(difference, weights)), two_way_p(difference, weights)) for difference in differences]
+    gaps = [two_way_interval(difference, weights) for difference in differences]
+    return [
+        Tested(gap.mean, gap.low, gap.high, p, p_holm, p_holm < ALPHA) for gap, p, p_holm in zip(gaps, ps, holm(ps).tolist(), strict=True)
+    ]
 
 
 def claims(family: str, scores: Mapping[str, Scores], weights: Weights, better: Better = "higher") -> list[Claim]:
-    """Every pair of methods, tested as one family; better methods come first.
+    """Every pair of methods, ``tested`` as one family; better methods come first.
 
-    p is the larger of the sign-flip p over seeds and the two-way p; a difference is claimed iff it stays under .05 after Holm, and then
-    its two-way interval excludes 0. Raises UserError where methods were scored on different seeds or items.
+    Raises UserError where methods were scored on different seeds or items.
     """
     macro = {method: float(seed_means(tasks, weights).mean()) for method, tasks in scores.items()}
     methods = sorted(scores, key=macro.__getitem__, reverse=better == "higher")
     pairs = list(combinations(methods, 2))
-    paired = [paired_scores(scores[a], scores[b]) for a, b in pairs]
-    ps = [max(sign_flip_p(seed_means(difference, weights)), two_way_p(difference, weights)) for difference in paired]
-    found = []
-    for (a, b), difference, p, p_holm in zip(pairs, paired, ps, holm(ps).tolist(), strict=True):
-        gap = two_way_interval(difference, weights)
-        found.append(Claim(a, b, family, gap.mean, gap.low, gap.high, p, p_holm, p_holm < ALPHA))
-    return found
+    found = tested([paired_scores(scores[a], scores[b]) for a, b in pairs], weights)
+    return [Claim(**vars(test), a=a, b=b, family=family) for (a, b), test in zip(pairs, found, strict=True)]
+
+
+def contrasts(family: str, scores: Mapping[str, Scores], weights: Weights, declared: Mapping[str, Mapping[str, float]]) -> list[Contrast]:
+    """Every declared contrast (name: weight by method), ``tested`` as one family, in the order of their declaration.
+
+    Raises UserError where its methods were scored on different seeds or items.
+    """
+    found = tested([contrasted(scores, methods) for methods in declared.values()], weights)
+    return [
+        Contrast(**vars(test), name=name, family=family, weights=methods)
+        for (name, methods), test in zip(declared.items(), found, strict=True)
+    ]
 
 
 def ranks(methods: Iterable[str], claims: Iterable[Claim], better: Better = "higher") -> dict[str, int]:

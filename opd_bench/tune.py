@@ -25,7 +25,7 @@ from opd_bench.compare import compare
 from opd_bench.config import Config
 from opd_bench.errors import UserError
 from opd_bench.leaderboard import Leaderboard, Method
-from opd_bench.methods import find, space
+from opd_bench.methods import find, label, space
 
 SEED = 1000  # the least that a trial begins from
 Settings = dict[str, Any]
@@ -49,8 +49,7 @@ def trials_of(config: Config, trials: int) -> dict[str, list[Settings]]:
     found = {}
     for name, options in config.methods.items():
         named = {"method": name, **options}
-        label = Path(name).stem if name.endswith(".py") else name
-        found[label] = [{**named, **chosen} for chosen in drawn(label, named["method"], trials)]
+        found[label(name)] = [{**named, **chosen} for chosen in drawn(label(name), named["method"], trials)]
     return found
 
 
@@ -59,6 +58,8 @@ def comparison(config: Config, tried: dict[str, list[Settings]]) -> Config:
     first = -(-SEED // len(config.students)) * len(config.students)  # so that it begins from the first cold start
     changed = {
         "methods": {f"{name}-{number}": options for name, trials in tried.items() for number, options in enumerate(trials)},
+        "contrasts": {},
+        "notes": [],
         "seeds": 1,
         "first_seed": first,
         "exposure": {"prompts": 2, "draws": 10},

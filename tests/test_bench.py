@@ -14,7 +14,7 @@ from opd_bench.losses import Tokens, cross_entropy, reverse_kl
 from opd_bench.methods import find
 from opd_bench.sequences import Prompts
 
-METHODS = ("sft", "offline_kd", "opd", "opd_rlaif")
+METHODS = ("sft", "offline_kd", "opd", "opd_rlaif", "rlaif")
 
 
 def scoring(flops, length_B) -> int:

@@ -47,11 +47,13 @@ def test_help_has_examples_that_the_program_understands(program):
         assert option in out.split("Examples")[0]
 
 
-def test_the_four_methods_are_listed_with_their_options(program):
+def test_methods_are_listed_with_their_options_and_designs_with_their_contrasts(program):
     code, out, _ = program("methods")
     assert code == 0
-    assert re.findall(r"^(\w+) ", out, re.MULTILINE) == sorted(METHODS) == sorted(shipped())
-    assert out.count("    lr = 0.001") == 4
+    assert re.findall(r"^(\w+) ", out, re.MULTILINE) == [*sorted(shipped()), "factorial"]
+    assert set(METHODS) < shipped().keys()
+    assert out.count("    lr = 0.001") == len(shipped())
+    assert "\n    reverse − forward KL\n" in out
 
 
 def test_the_help_stands_for_a_missing_command(program):
@@ -81,6 +83,8 @@ def test_the_help_stands_for_a_missing_command(program):
         (["compare", "--methods", ""], "methods: .*at least 1"),
         (["compare", "--methods", "sft, odp"], r"unknown method 'odp' \(did you mean 'opd'\?\)"),
         (["compare", "--methods", "none.py"], r"no method file .*none\.py"),
+        (["compare", "--methods", "factorail"], r"unknown method 'factorail' \(did you mean 'factorial'\?\)"),
+        (["compare", "--methods", "sft,factorial, mine.py"], r"--methods factorial is a design .*; leave out sft, mine\.py"),
     ],
 )
 def test_a_bad_command_line_is_one_line(program, arguments, said):

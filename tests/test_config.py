@@ -24,6 +24,22 @@ def test_a_selection_of_methods_keeps_the_options_given_before():
     assert overlaid(base, {"methods": {"sft": {}, "mine": None}})["methods"] == {"sft": {"epochs": 2}, "mine": {}}
 
 
+def test_a_method_like_another_takes_the_settings_that_every_method_has_and_keeps_its_own():
+    base = {"methods": {"opd": {"lr": 3e-4, "batch": 16, "divergence": "jsd"}, "sft": {"lr": 1e-3, "epochs": 2}, "kd": None}}
+    over = {"methods": {"mine": {"method": "opd", "like": "opd"}, "sft": {"like": "opd", "batch": 4}, "kd": {"like": "kd", "lr": 1.0}}}
+    assert overlaid(base, over)["methods"] == {
+        "mine": {"method": "opd", "lr": 3e-4, "batch": 16},
+        "sft": {"lr": 3e-4, "batch": 4, "epochs": 2},
+        "kd": {"lr": 1.0},
+    }
+
+
+def test_weights_that_sum_to_zero_but_for_rounding_are_contrasts_and_a_file_goes_by_its_stem():
+    methods = {"sft": {}, "opd": {}, "offline_kd": {}, "some/mine.py": {}}
+    weights = {**dict.fromkeys(("sft", "opd", "offline_kd"), 1 / 3), "mine": -1}
+    assert load("embedded", [{"methods": methods, "contrasts": {"x": weights}}]).contrasts == {"x": weights}
+
+
 def test_overlaying_changes_neither_side():
     base, over = {"a": {"b": 1}}, {"a": {"c": 2}, "methods": {"sft": None}}
     overlaid(base, over)
@@ -33,8 +49,9 @@ def test_overlaying_changes_neither_side():
 def test_the_digest_tells_configurations_apart_and_nothing_else():
     same = [load("embedded", [{"seeds": 3}]), load("embedded", [{"seeds": 5}, {"seeds": 3}])]
     assert same[0].digest == same[1].digest
-    others = [{"seeds": 4}, {"budget": {"limit": 2e12}}, {"methods": {"sft": {"lr": 2e-3}}}, {"judge": {"yes": "ja"}}]
-    assert len({load("embedded", [{"seeds": 3}, other]).digest for other in [{}, *others]}) == 5
+    contrast = {"contrasts": {"x": {"sft": 1, "opd": -1}}}
+    others = [contrast, {"seeds": 4}, {"budget": {"limit": 2e12}}, {"methods": {"sft": {"lr": 2e-3}}}, {"judge": {"yes": "ja"}}]
+    assert len({load("embedded", [{"seeds": 3}, other]).digest for other in [{}, *others]}) == 6
 
 
 @pytest.mark.parametrize(
@@ -55,6 +72,17 @@ def test_the_digest_tells_configurations_apart_and_nothing_else():
         ({"methods": {"sft": 3}}, r"methods\.sft: .*dictionary"),
         ({"students": None}, "students: .*list"),
         ({"students": []}, "students: .*at least 1"),
+        ({"contrasts": {"x": {"sft": 1, "odp": -1}}}, r"contrasts: 'x' names 'odp', .* \(did you mean 'opd'\?\)"),
+        ({"methods": {"sft": {}}, "contrasts": {"x": {"sft": 1, "opd": -1}}}, r"contrasts: 'x' names 'opd', .* \(known: sft\)"),
+        ({"contrasts": {"x": {"sft": 1, "opd": -0.5}}}, r"contrasts: the weights of 'x' sum to 0\.5; they must sum to 0"),
+        ({"contrasts": {"x": {"sft": 1}}}, "contrasts: 'x' compares nothing: .*two methods"),
+        ({"contrasts": {"x": {"sft": 0, "opd": 0}}}, "contrasts: 'x' compares nothing: .*two methods"),
+        ({"contrasts": {"x": {}}}, "contrasts: 'x' compares nothing: .*two methods"),
+        ({"contrasts": {"x": {"sft": "much", "opd": -1}}}, r"contrasts\.x\.sft: .*number"),
+        ({"contrasts": {"x": {"sft": float("inf"), "opd": -1}}}, r"contrasts\.x\.sft: .*finite"),
+        ({"contrasts": ["x"]}, "contrasts: .*dictionary"),
+        ({"methods": {"mine": {"like": "odp"}}}, r"methods: there is no 'odp' .*\(did you mean 'opd'\?\)"),
+        ({"notes": "said"}, "notes: .*list"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_key(overlay, said):

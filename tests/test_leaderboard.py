@@ -323,3 +323,57 @@ def test_from_scratch_adds_what_a_cold_start_costs_to_every_arm_and_turns_no_ord
     assert scratch.score == pytest.approx(free.score)
     assert scratch.order == free.order
     assert not any("not known" in note for note in board.notes)
+
+
+# ---- contrasts --------------------------------------------------------------------------------------------------------------------
+
+EFFECT = {"own text": {"opd": 1.0, "kd": -0.5, "sft": -0.5}}
+
+
+def contrasted_arms(seeds: int = 8) -> list[ArmRecord]:
+    """A gap of .3 nats less for opd, at .2 of the score more."""
+    rates, gaps = {"opd": 0.9, "kd": 0.8, "sft": 0.6}, {"opd": 0.2, "kd": 0.25, "sft": 0.25}
+    return [arm(name, seed, rate, divergences(gaps[name], 0.1)) for name, rate in rates.items() for seed in range(seeds)]
+
+
+def contrasts_of(board: Leaderboard) -> dict[str, bool]:
+    return {contrast.family: contrast.claimed for contrast in board.contrasts}
+
+
+def test_a_declared_contrast_is_tested_on_score_sampled_and_gap(tmp_path: Path):
+    board = assemble(replace(run_of(8), contrasts=EFFECT), contrasted_arms())
+    score, sampled, excess = board.contrasts
+    assert [(one.name, one.weights) for one in board.contrasts] == [("own text", EFFECT["own text"])] * 3
+    assert (score.difference, sampled.difference, excess.difference) == pytest.approx((0.2, 0.2, -0.05 * LENGTH))
+    assert score.by_start == pytest.approx([0.2])
+    assert excess.p == excess.p_holm == 2 / 256  # a family of one
+    write(board, tmp_path / "leaderboard.json")
+    assert read(tmp_path / "leaderboard.json").contrasts == board.contrasts
+
+
+def test_a_gate_withholds_the_contrasts_of_its_method_and_no_other():
+    two = {**EFFECT, "without opd": {"kd": 1.0, "sft": -1.0}}
+    arms = contrasted_arms()
+    assert all(contrasts_of(assemble(replace(run_of(8), contrasts=EFFECT), arms)).values())
+    arms[0] = replace(arms[0], share_spent=0.9)
+    board = assemble(replace(run_of(8), contrasts=two), arms)
+    assert {(one.name, one.claimed) for one in board.contrasts if one.family == "score"} == {("own text", False), ("without opd", True)}
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [
+        (9, ["Nothing can be claimed with 9 seeds and 21 pairs; it takes 10 seeds."]),
+        (1, [f"Nothing can be claimed with 1 seed and {family} seeds." for family in ("21 pairs; it takes 10", "6 contrasts; it takes 8")]),
+        (10, []),
+    ],
+)
+def test_pairs_and_contrasts_are_told_apart_where_seeds_are_too_few(seeds: int, said: list[str]):
+    rates = {f"method{i}": 0.5 + i / 20 for i in range(7)}
+    declared = {str(i): {"method0": 1.0, f"method{i}": -1.0} for i in range(1, 7)}
+    board = assemble(replace(run_of(seeds), contrasts=declared), arms_of(rates, seeds))
+    assert [note for note in board.notes if "Nothing" in note] == said
+
+
+def test_what_a_configuration_wants_said_is_said():
+    assert "As declared." in assemble(replace(run_of(2), notes=["As declared."]), arms_of({"opd": 0.7}, 2)).notes

@@ -17,6 +17,7 @@ from opd_bench.losses import (
     divergence,
     entropy,
     forward_kl,
+    group_normalised,
     jsd,
     kl,
     mixture,
@@ -237,3 +238,18 @@ def test_divergence_without_teacher_says_what_to_do(name: str) -> None:
 def test_unknown_divergence_suggests_a_known_one() -> None:
     with pytest.raises(UserError, match="did you mean 'reverse_kl'"):
         divergence("revers_kl")
+
+
+def test_advantages_are_centred_and_scaled_within_their_group():
+    verdict_B = torch.tensor([0.9, 0.1, 0.5, 0.7, 0.2, 0.2, 0.2, 0.2])
+    advantage_GK = group_normalised(verdict_B, 4).view(2, 4)
+    torch.testing.assert_close(advantage_GK.mean(1), torch.zeros(2), rtol=0, atol=1e-6)
+    assert advantage_GK[0].std() == pytest.approx(1, abs=0.01)
+    assert advantage_GK[0].argsort().tolist() == [1, 2, 3, 0]
+    assert advantage_GK[1].tolist() == [0, 0, 0, 0]
+
+
+def test_advantages_know_no_unit_but_the_one_that_tells_equal_verdicts_apart():
+    verdict_B = torch.tensor([0.9, 0.1, 0.5, 0.7, 0.8, 0.2, 0.2, 0.2], dtype=torch.float64)
+    torch.testing.assert_close(group_normalised(1e6 * verdict_B + 3, 4), group_normalised(1e6 * verdict_B, 4))
+    torch.testing.assert_close(group_normalised(verdict_B, 4)[4:], group_normalised(verdict_B[4:], 4), rtol=0, atol=0)

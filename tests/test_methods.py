@@ -1,4 +1,4 @@
-"""Methods are found by name or file, say clearly what is wrong with them, and weigh verdicts within their group."""
+"""Methods are found by name or file, say clearly what is wrong with them, and see only what they are charged for."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ import torch
 
 from opd_bench.errors import RunError, UserError
 from opd_bench.methods import Method, find, shipped
-from opd_bench.resources import BASELINES, load_module
 from opd_bench.trace import worst_case
 from opd_bench.train import require_one_step
 
 HEAD = "from opd_bench.losses import cross_entropy\nfrom opd_bench.methods import Method\n"
 BODY = "    def step(self, bench):\n        bench.update(bench.teacher_corpus(), cross_entropy)\n"
-RLAIF = load_module(BASELINES / "opd_rlaif.py", "opd_rlaif_of_the_tests")
 
 
 def written(folder: Path, text: str) -> str:
@@ -31,15 +29,15 @@ def complaint(request) -> str:
     return str(raised.value)
 
 
-def test_the_four_methods_come_by_name():
-    assert set(shipped()) == {"sft", "offline_kd", "opd", "opd_rlaif"}
+def test_the_shipped_methods_come_by_name():
+    assert set(shipped()) == {"sft", "offline_kd", "opd", "opd_rlaif", "rlaif"}
     for name in shipped():
         method = find(name).build({"batch": 12})
         assert isinstance(method, Method)
         assert method.config.batch == 12
 
 
-def test_a_fifth_method_takes_one_file(tmp_path, rig):
+def test_another_method_takes_one_file(tmp_path, rig):
     source = find(written(tmp_path, f"{HEAD}class Mine(Method):\n{BODY}"))
     assert source.name == "mine"
     bench = rig().bench
@@ -108,21 +106,29 @@ def test_prefixes_and_divergence_are_free_of_each_other(rig):
             assert bench.ledger.saw() == seen
 
 
-def test_advantages_are_centred_and_scaled_within_their_group():
-    verdict_B = torch.tensor([0.9, 0.1, 0.5, 0.7, 0.2, 0.2, 0.2, 0.2])
-    advantage_GK = RLAIF.group_normalised(verdict_B, 4).view(2, 4)
-    torch.testing.assert_close(advantage_GK.mean(1), torch.zeros(2), rtol=0, atol=1e-6)
-    assert advantage_GK[0].std() == pytest.approx(1, abs=0.01)
-    assert advantage_GK[0].argsort().tolist() == [1, 2, 3, 0]
-    assert advantage_GK[1].tolist() == [0, 0, 0, 0]
-
-
-def test_rlaif_weighs_every_rollout_by_its_own_verdict(rig, monkeypatch):
+@pytest.mark.parametrize("name", ["opd_rlaif", "rlaif"])
+def test_rlaif_weighs_every_rollout_by_its_own_verdict(name: str, rig, monkeypatch):
     built, passed = rig(batch=8), {}
     verdict_B = torch.tensor([1.0, 0, 0, 0, 1, 1, 1, 0])
     monkeypatch.setattr(built.bench, "judge", lambda rollouts: verdict_B)
     monkeypatch.setattr(built.bench, "update", lambda rollouts, loss, **given: passed.update(given, rollouts=rollouts))
-    find("opd_rlaif").build({"batch": 8}).step(built.bench)
+    find(name).build({"batch": 8}).step(built.bench)
     assert torch.equal(passed["weights"] > 0, verdict_B > 0)
     assert passed["rollouts"].group == 4
-    assert passed["signal"].sequences is passed["rollouts"]
+    if name == "opd_rlaif":
+        assert passed["signal"].sequences is passed["rollouts"]
+
+
+def test_the_judge_alone_is_charged_for_no_distribution(rig):
+    bench = rig(batch=8).bench
+    find("rlaif").build({"batch": 8}).step(bench)
+    assert bench.ledger.saw() == ["judge"]
+    assert "teacher_score" not in bench.ledger.by_kind("flops")
+
+
+def test_a_judge_that_always_says_the_same_teaches_nothing(rig, monkeypatch):
+    built = rig(batch=8)
+    monkeypatch.setattr(built.bench, "judge", lambda rollouts: torch.full((8,), 0.5))
+    before = [weight.clone() for weight in built.engine.student.parameters()]
+    find("rlaif").build({"batch": 8}).step(built.bench)
+    assert all(torch.equal(weight, old) for weight, old in zip(built.engine.student.parameters(), before, strict=True))

@@ -34,7 +34,7 @@ def test_wheel_carries_every_part_the_program_reads(carried):
     package = [path for path in (ROOT / "opd_bench").rglob("*") if path.suffix in (".py", ".yaml", ".json")]
     expected |= {path.relative_to(ROOT).as_posix() for path in package}
     assert {"opd_bench/baselines/opd.py", "opd_bench/tasks/opd_bench_stem.yaml", "opd_bench/tiers/embedded.yaml"} <= expected
-    assert "opd_bench/sizes/quick.yaml" in expected
+    assert {"opd_bench/sizes/quick.yaml", "opd_bench/designs/factorial.yaml"} <= expected
     assert "opd_bench/leaderboard.schema.json" in expected
     assert expected <= carried
     assert any(name.endswith("licenses/LICENSE") for name in carried)

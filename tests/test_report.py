@@ -91,6 +91,54 @@ def test_claims_read_as_sentences():
     assert report.sentence(unsure) == "not claimed: opd vs sft +.034 (no interval), p_holm 1.000"
 
 
+def contrasted(seeds: int) -> Leaderboard:
+    run, arms = measured(seeds)
+    arms[0] = replace(arms[0], share_spent=0.9)  # which withholds sft
+    weights = {"own text": {"opd": 1.0, "offline_kd": -1.0}, "a third": {"opd": 1 / 3, "sft": -1 / 3}}
+    return assemble(replace(run, contrasts=weights), arms, draws=100)
+
+
+def test_contrasts_read_as_sums_of_methods():
+    assert report.formula({"opd": 0.5, "kd": 0.5, "sft": -1.0}) == "½ opd + ½ kd − sft"
+    assert report.formula({"sft": -1.0, "none": 0.0, "kd": 0.25, "opd": 0.75}) == "− sft + .250 kd + .750 opd"
+
+
+def test_every_contrast_has_a_row_with_a_cell_per_measure_in_markdown_and_terminal():
+    board = contrasted(2)
+    assert {contrast.claimed for contrast in board.contrasts} == {False}
+    (name, formula, *cells), (_, _, *kept) = report.contrast_rows(board)
+    assert (name, formula) == ("own text", "opd − offline_kd")
+    assert cells == [f"{report.difference(contrast)}: not claimed" for contrast in board.contrasts[::2]]
+    assert all(cell.endswith(": withheld") for cell in kept)
+    assert " nats [" in cells[2]
+    text, terminal = report.markdown(board), shown(board, 400)
+    assert f"| own text | opd − offline_kd | {' | '.join(cells)} |" in text
+    assert "effects.png" in text
+    assert "a third = .333 opd − .333 sft\n" in terminal
+    for measure, cell in zip(("score", "sampled", "R − l·ε"), cells, strict=True):
+        assert f"\n  {measure} {cell}\n" in terminal
+
+
+def test_without_contrasts_there_is_no_section_and_no_figure(board: Leaderboard):
+    for text in (report.markdown(board), shown(board, 100)):
+        assert "ontrast" not in text
+        assert "effects.png" not in text
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_effects_are_drawn_a_panel_per_measure_and_hollow_where_not_claimed(seeds: int, tmp_path: Path):
+    board, (run, arms) = contrasted(seeds), measured(seeds)
+    panels = plots.effects(board).axes
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["own text", "a third"]
+    for panel, family in zip(panels, ("score", "sampled", "excess"), strict=True):
+        drawn = [line for line in panel.lines if line.get_marker() == "o"]
+        assert [float(np.asarray(line.get_xdata())[0]) for line in drawn] == [
+            contrast.difference for contrast in board.contrasts if contrast.family == family
+        ]
+        assert {line.get_markerfacecolor() for line in drawn} == {"white"}
+    assert plots.draw(board, run, arms, METHODS, tmp_path)[-1].name == "effects.png"
+
+
 def test_markdown_names_every_method_command_and_figure(board: Leaderboard):
     text = report.markdown(board)
     for word in [*METHODS, "teacher", "cold start", board.command, board.commit, "1.5e+12 FLOPs", "99.6 %", "3m05s", *report.FIGURES]:
@@ -131,14 +179,15 @@ def test_undefined_and_withheld_are_a_dash():
         assert "None" not in text
 
 
-def test_figures_are_the_linked_ones_and_the_same_bytes_every_time(board: Leaderboard, tmp_path: Path):
+def test_figures_are_the_linked_ones_and_the_same_bytes_every_time(tmp_path: Path):
     run, arms = measured(2)
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     second.mkdir()
+    board = contrasted(2)
     paths = plots.draw(board, run, arms, METHODS, first)
     plots.draw(board, run, arms, METHODS, second)
-    assert [path.name for path in paths] == list(report.FIGURES)
+    assert [path.name for path in paths] == list(report.figures(board)) == [*report.FIGURES, "effects.png"]
     for path in paths:
         data = path.read_bytes()
         assert data.startswith(PNG)

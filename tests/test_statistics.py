@@ -18,6 +18,8 @@ from opd_bench.statistics import (
     auroc,
     benjamini_hochberg,
     claims,
+    contrasted,
+    contrasts,
     holm,
     macro_weights,
     over_items,
@@ -368,3 +370,103 @@ def test_p_is_below_5_percent_where_the_interval_excludes_zero(scores_SN: np.nda
 def test_one_method_has_no_pairs():
     assert claims("score", methods(3, {"a": 0.0}), ONE) == []
     assert ranks(["a"], []) == {"a": 1}
+
+
+# ---- contrasts --------------------------------------------------------------------------------------------------------------------
+
+FACTORIAL = {
+    "prefixes": {"sf": 0.5, "sr": 0.5, "tf": -0.5, "tr": -0.5},
+    "divergence": {"sr": 0.5, "tr": 0.5, "sf": -0.5, "tf": -0.5},
+    "interaction": {"sr": 1.0, "tr": -1.0, "sf": -1.0, "tf": 1.0},
+}
+CELLS = st.integers(0, 2**32 - 1).map(
+    lambda seed: {name: {"task": table_SN} for name, table_SN in zip(("tf", "tr", "sf", "sr"), drawn(seed), strict=True)}
+)
+
+
+def drawn(seed: int) -> np.ndarray:
+    """Scores of four methods, six seeds and nine items."""
+    return np.random.default_rng(seed).random((4, 6, 9))
+
+
+def test_a_contrast_by_hand():
+    scores = {
+        "a": {"task": np.array([[4.0, 2.0], [2.0, 0.0]])},
+        "b": {"task": np.array([[0.0, 2.0], [2.0, 0.0]])},
+        "c": {"task": np.array([[-2.0, 2.0], [2.0, 4.0]])},
+    }
+    weights = {"a": 0.5, "b": 0.5, "c": -1.0}
+    assert contrasted(scores, weights)["task"].tolist() == [[4.0, 0.0], [0.0, -4.0]]
+    (found,) = contrasts("score", scores, ONE, {"mean of two": weights})
+    half = 12.706204736174698 * 6**0.5  # t(.975, 1), and the variance of test_variance_by_hand: 4 + 4 − 2
+    assert (found.difference, found.low, found.high) == (0.0, pytest.approx(-half), pytest.approx(half))
+    assert (found.name, found.family, found.weights, found.p, found.claimed) == ("mean of two", "score", weights, 1.0, False)
+
+
+def test_factors_that_add_up_have_their_effects_and_no_interaction():
+    base_SN = np.random.default_rng(3).normal(size=(8, 50))
+    gains = {"tf": 0.0, "tr": 0.1, "sf": 0.3, "sr": 0.4}
+    scores = {name: {"task": base_SN + gain} for name, gain in gains.items()}
+    prefixes, divergence, interaction = contrasts("score", scores, ONE, FACTORIAL)
+    assert (prefixes.difference, divergence.difference) == pytest.approx((0.3, 0.1))
+    assert (interaction.difference, interaction.low, interaction.high, interaction.p) == (0.0, 0.0, 0.0, 1.0)
+    assert [one.claimed for one in (prefixes, divergence, interaction)] == [True, True, False]
+    scores["sr"] = {"task": base_SN + 0.9}  # half a point more than the sum
+    prefixes, divergence, interaction = contrasts("score", scores, ONE, FACTORIAL)
+    assert (prefixes.difference, divergence.difference, interaction.difference) == pytest.approx((0.55, 0.35, 0.5))
+
+
+@fixed
+@given(CELLS)
+def test_one_against_another_is_their_claim(cells: dict):
+    (claim,) = claims("score", {name: cells[name] for name in ("sr", "tf")}, ONE)
+    (found,) = contrasts("score", cells, ONE, {"pair": {claim.a: 1.0, claim.b: -1.0}})
+    assert (found.difference, found.low, found.high) == (claim.difference, claim.low, claim.high)
+    assert (found.p, found.p_holm, found.claimed) == (claim.p, claim.p_holm, claim.claimed)
+
+
+@fixed
+@given(CELLS, st.permutations(["tf", "tr", "sf", "sr"]), st.sampled_from(sorted(FACTORIAL)), st.sampled_from([-1, 0.25, 8, 1e6]))
+def test_the_order_of_methods_changes_nothing_and_a_factor_only_the_unit(cells: dict, order: list[str], name: str, factor: float):
+    weights = FACTORIAL[name]
+    (first,) = contrasts("score", cells, ONE, {name: weights})
+    (second,) = contrasts("score", {method: cells[method] for method in order}, ONE, {name: {m: factor * weights[m] for m in order}})
+    bounds = (first.low, first.high) if factor > 0 else (first.high, first.low)
+    assert (second.difference, second.low, second.high) == pytest.approx([factor * value for value in (first.difference, *bounds)])
+    assert second.p == pytest.approx(first.p)
+
+
+@fixed
+@given(CELLS)
+def test_what_all_methods_share_leaves_a_contrast(cells: dict):
+    shared_SN = 5 * drawn(1)[0]
+    moved = {method: {"task": tables["task"] + shared_SN} for method, tables in cells.items()}
+    for found, again in zip(*(contrasts("score", scores, ONE, FACTORIAL) for scores in (cells, moved)), strict=True):
+        assert (found.difference, found.low, found.high, found.p) == pytest.approx((again.difference, again.low, again.high, again.p))
+
+
+def test_holm_goes_over_the_declared_contrasts_alone():
+    scores = methods(8, {"a": 0.3, "b": 0.2, "c": 0.1, "d": 0.0})
+    names = [{"a": 1.0, name: -1.0} for name in "bcd"]
+    for declared in (names[:1], names, names * 3):
+        found = contrasts("score", scores, ONE, {str(place): weights for place, weights in enumerate(declared)})
+        assert [one.p_holm for one in found] == holm([one.p for one in found]).tolist()
+        assert min(one.p_holm for one in found) == len(declared) * 2 / 256
+    assert not any(one.claimed for one in found)  # nine, and eight seeds are enough for six
+
+
+def test_rounding_is_no_effect():
+    draw_SN = drawn(5)[0]
+    same = {name: {"task": draw_SN} for name in "abcdefg"}
+    weights = {**dict.fromkeys("abcdef", 1 / 6), "g": -1.0}
+    assert any(sum(weight * x for weight in weights.values()) != 0 for x in draw_SN.flat)  # so it has to be seen to
+    (found,) = contrasts("score", same, ONE, {"nothing": weights})
+    assert (found.difference, found.p) == (0.0, 1.0)
+
+
+def test_contrasts_of_methods_that_do_not_pair_are_refused_and_none_are_none():
+    scores = {"a": {"task": np.zeros((2, 3))}, "b": {"task": np.zeros((2, 4))}, "c": {"task": np.ones((2, 3))}}
+    with pytest.raises(UserError, match="different seeds, tasks or items"):
+        contrasts("score", scores, ONE, {"x": {"a": 1.0, "b": -1.0}})
+    assert contrasts("score", scores, ONE, {"x": {"a": 1.0, "c": -1.0}})[0].difference == -1  # b has no part in it
+    assert contrasts("score", scores, ONE, {}) == []

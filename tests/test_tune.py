@@ -52,7 +52,7 @@ def tuned(pair_folders, tmp_path_factory):
     return config, out / "out", recipe
 
 
-@pytest.mark.parametrize("name", ["sft", "offline_kd", "opd", "opd_rlaif"])
+@pytest.mark.parametrize("name", ["sft", "offline_kd", "opd", "opd_rlaif", "rlaif"])
 def test_every_method_gets_as_many_different_settings_of_what_it_declares(name: str):
     chosen = module.drawn(name, name, 7)
     assert len(chosen) == len({json.dumps(one) for one in chosen}) == 7
@@ -60,6 +60,12 @@ def test_every_method_gets_as_many_different_settings_of_what_it_declares(name: 
     assert {"lr", "batch"} <= declared.keys()
     assert all(one.keys() == declared.keys() and all(value in declared[option] for option, value in one.items()) for one in chosen)
     assert chosen == module.drawn(name, name, 8)[:7]
+
+
+def test_what_a_comparison_declares_of_its_methods_is_none_of_a_tunings():
+    config = load("embedded", [{"contrasts": {"x": {"opd": 1, "sft": -1}}, "notes": ["Of opd."]}])
+    trials = module.comparison(config, module.trials_of(config, 2))
+    assert (trials.contrasts, trials.notes) == ({}, [])
 
 
 def test_more_trials_than_settings_are_refused():
