@@ -227,27 +227,22 @@ def _quotient(a: Array, b: Array) -> Array:
         return np.where(b > 0, a / np.where(b > 0, b, 1.0), np.nan)
 
 
-def _measures(regret: Array, per_step: Array, length: Array | int) -> dict[str, Array]:
+def _measures(regret: Array, per_step: Array, length: NDArray[np.int64] | int) -> dict[str, Array]:
     """The four columns of the gap, noise set to 0 and what is undefined to NaN."""
 
     def clean(nats: Array) -> Array:
         return np.where(np.abs(nats) <= NOISE * length, 0.0, nats)
 
     regret, per_step, excess = clean(regret), clean(per_step), clean(regret - per_step)
-    return {"regret": regret, "per_step": per_step, "excess": excess, "exaccerr": 100 * _quotient(excess, per_step)}
-
-
-def _resample(count: int, draws: int, rng: np.random.Generator) -> Array:
-    """How often each of ``count`` units enters each draw: (1 + draws) × count; row 0 is the sample itself."""
-    drawn = rng.multinomial(count, np.full(count, 1 / count), size=draws).astype(float)
-    return np.vstack([np.ones((1, count)), drawn])
+    return {"regret": regret, "per_step": per_step, "excess": excess, "exaccerr": _quotient(100 * excess, per_step)}
 
 
 class _Bootstrap:
     """Draws of prompts and, independently, of seeds: (1 + draws) × N and × S; row 0 is the sample itself."""
 
     def __init__(self, seeds: int, prompts: int, draws: int, rng: np.random.Generator):
-        self.weight_DN, self.weight_DS = (_resample(count, draws, rng) for count in (prompts, seeds))
+        drawn = [rng.multinomial(count, np.full(count, 1 / count), size=draws).astype(float) for count in (prompts, seeds)]
+        self.weight_DN, self.weight_DS = (np.vstack([np.ones(weight_D.shape[1]), weight_D]) for weight_D in drawn)
 
     def by_position(self, records: Sequence[Divergences], length: int, ended: Ended) -> Array:
         """Mean over seeds of the mean over prompts at each position, student's and teacher's side: 2DT."""
@@ -269,20 +264,16 @@ class _Bootstrap:
 
     def known(self, drawn_D: Array, level: float = 0.95) -> Interval:
         """The interval of what the sample defines; a bound is None with one prompt, and where undefined draws could move it."""
-        mean, *bounds = (float(each) for each in self._quantiles(drawn_D, level))
-        return Interval(mean, *(None if np.isnan(bound) else bound for bound in bounds))
+        band = self.band(drawn_D[:, None], level)
+        low, high = (None if np.isnan(bound_T[0]) else float(bound_T[0]) for bound_T in (band.low_T, band.high_T))
+        return Interval(float(band.mean_T[0]), low, high)
 
-    def band(self, drawn_DT: Array) -> Band:
-        return Band(*self._quantiles(drawn_DT, 0.95))
-
-    def _quantiles(self, drawn: Array, level: float) -> tuple[Array, Array, Array]:
-        """The sample, the lower and the upper quantile along the first axis; NaN where undefined."""
-        tail = (1 - level) / 2
-        low = np.quantile(np.nan_to_num(drawn[1:], nan=-np.inf), tail, axis=0, method="lower")
-        high = np.quantile(np.nan_to_num(drawn[1:], nan=np.inf), 1 - tail, axis=0, method="higher")
-        bounded = self.weight_DN.shape[1] > 1
-        low, high = (np.where(np.isfinite(bound) & ~np.isnan(drawn[0]) & bounded, bound, np.nan) for bound in (low, high))
-        return drawn[0], low, high
+    def band(self, drawn_DT: Array, level: float = 0.95) -> Band:
+        undefined_DT, tail = np.isnan(drawn_DT[1:]), (1 - level) / 2
+        low_T = np.quantile(np.where(undefined_DT, -np.inf, drawn_DT[1:]), tail, axis=0, method="lower")
+        high_T = np.quantile(np.where(undefined_DT, np.inf, drawn_DT[1:]), 1 - tail, axis=0, method="higher")
+        known_T = ~np.isnan(drawn_DT[0]) & (self.weight_DN.shape[1] > 1)
+        return Band(drawn_DT[0], *(np.where(known_T & np.isfinite(bound_T), bound_T, np.nan) for bound_T in (low_T, high_T)))
 
 
 def curves(record: Divergences, ended: Ended = "zero") -> Curves:
@@ -324,7 +315,8 @@ def gap_over_seeds(
     """
     length = _length(records, length, ended)
     bootstrap = _Bootstrap(len(records), len(records[0]), draws, rng)
-    columns = _measures(*bootstrap.by_position(records, length, ended).sum(axis=-1), length)
+    regret_D, per_step_D = bootstrap.by_position(records, length, ended).sum(axis=-1)
+    columns = _measures(regret_D, per_step_D, length)
     return {name: bootstrap.interval(column_D, level) for name, column_D in columns.items()}
 
 
@@ -389,7 +381,7 @@ def support_overlap(recordings: Sequence[Recording], rng: np.random.Generator, d
 
 
 def _paired(
-    recordings: Sequence[Recording], kinds: tuple[str, str], right: Sequence[str], rng: np.random.Generator, draws: int
+    recordings: Sequence[Recording], kinds: Sequence[str], right: Sequence[str], rng: np.random.Generator, draws: int
 ) -> Paired | None:
     """Two kinds of continuation where both were scored and every flag of ``right`` is 1; None where nothing entered."""
     tables = [recording.continued for recording in recordings]
@@ -397,14 +389,17 @@ def _paired(
     entered_SN = np.isfinite(a_SN) & np.isfinite(b_SN) & np.all([flag_SN == 1 for flag_SN in flags], axis=0)
     if not entered_SN.any():
         return None
-    bootstrap = _Bootstrap(*entered_SN.shape, draws, rng)
+    bootstrap = _Bootstrap(len(a_SN), a_SN.shape[1], draws, rng)
     a_D, b_D = (bootstrap.pooled(np.where(entered_SN, scores_SN, 0.0), entered_SN.astype(float)) for scores_SN in (a_SN, b_SN))
-    rates = (bootstrap.known(column_D) for column_D in (a_D, b_D, a_D - b_D))
-    return Paired(*rates, bootstrap.interval(_quotient(a_D, b_D)), int(entered_SN.sum()))
+    a, b, difference = (bootstrap.known(column_D) for column_D in (a_D, b_D, a_D - b_D))
+    return Paired(a, b, difference, bootstrap.interval(_quotient(a_D, b_D)), int(entered_SN.sum()))
 
 
 def prefix_contrast(recordings: Sequence[Recording], fraction: float, rng: np.random.Generator, draws: int = 1000) -> Paired | None:
-    """The student's solve rates from ``fraction`` of the teacher's rollout (a) and of its own (b), where both were still right."""
+    """The student's solve rates from ``fraction`` of the teacher's rollout (a) and of its own (b), where both were still right.
+
+    None where no prompt entered. Raises UserError, as the next two do, for what was not recorded.
+    """
     right = (f"teacher right {fraction:g}", f"own right {fraction:g}")
     return _paired(recordings, (f"teacher {fraction:g}", f"own {fraction:g}"), right, rng, draws)
 
@@ -415,7 +410,7 @@ def recovery(recordings: Sequence[Recording], injection: str, rng: np.random.Gen
 
 
 def usefulness(recordings: Sequence[Recording], fraction: float, rng: np.random.Generator, draws: int = 1000) -> Paired | None:
-    """Solve rates of teacher (a) and student (b) from ``fraction`` of the student's rollout: where they meet, the teacher guides no more."""
+    """Solve rates of teacher (a) and student (b) from ``fraction`` of the student's rollout: where they meet, no guide is left."""
     return _paired(recordings, (f"rescued {fraction:g}", f"own {fraction:g}"), (), rng, draws)
 
 
@@ -432,7 +427,7 @@ def length_decay(scores_SN: Array, steps_N: Array, rng: np.random.Generator, dra
         return None
     if levels_L[0] < 1:
         raise UserError(f"a problem is said to need {levels_L[0]:g} steps: count at least one")
-    bootstrap = _Bootstrap(*scores_SN.shape, draws, rng)
+    bootstrap = _Bootstrap(len(scores_SN), scores_SN.shape[1], draws, rng)
     at_NL = (steps_N[:, None] == levels_L).astype(float)
     items_DL = bootstrap.weight_DN @ at_NL
     right_DL = (bootstrap.weight_DS @ scores_SN * bootstrap.weight_DN) @ at_NL / len(scores_SN)
@@ -441,13 +436,13 @@ def length_decay(scores_SN: Array, steps_N: Array, rng: np.random.Generator, dra
     predicted_DL = one_step_D[:, None] ** levels_L
     longer_D = items_DL[:, 1:].sum(axis=1)
     observed_D, expected_D = (_quotient(sum_DL[:, 1:].sum(axis=1), longer_D) for sum_DL in (right_DL, items_DL * predicted_DL))
-    by_steps = [
+    accuracy, predicted = (
         {int(steps): bootstrap.interval(column_D) for steps, column_D in zip(levels_L, table_DL.T, strict=True)}
         for table_DL in (accuracy_DL, predicted_DL)
-    ]
+    )
     surplus_D = expected_D - observed_D
     share = bootstrap.interval(_quotient(surplus_D, 1 - observed_D))
-    return Decay(*by_steps, bootstrap.known(one_step_D), bootstrap.known(surplus_D), share)
+    return Decay(accuracy, predicted, bootstrap.known(one_step_D), bootstrap.known(surplus_D), share)
 
 
 def precision(recordings: Sequence[Recording], measure: str = "forward_kl") -> Precision:
@@ -461,11 +456,9 @@ def precision(recordings: Sequence[Recording], measure: str = "forward_kl") -> P
     variance = two_way_variance(scores, weights)
     if not variance:
         return Precision(prompts, 0.0, None, None, "Every seed and every prompt gives the same R − l·ε.")
-    mean_S1, mean_1N = excess_SN.mean(axis=1, keepdims=True), excess_SN.mean(axis=0, keepdims=True)
-    cell = ((excess_SN - mean_S1 - mean_1N + excess_SN.mean()) ** 2).sum() / ((seeds - 1) * (prompts - 1)) / excess_SN.size
-    fixed = float(np.clip(mean_S1.var(ddof=1) / seeds - cell, 0, variance))
+    fixed = max(0.0, variance - float(excess_SN.mean(axis=0).var(ddof=1)) / prompts)
     room = variance / 4 - fixed
-    needed = int(np.ceil(prompts * ((variance - fixed) / room))) if room > 0 else None
+    needed = int(np.ceil(round(prompts * ((variance - fixed) / room), 6))) if room > 0 else None
     half_width = interval.high - interval.mean
     advice = f"{needed} prompts would halve that" if needed else "no number of prompts halves that: train more seeds"
     said = f"± {half_width:.2g} nats from {prompts} prompts and {seeds} seeds, {fixed / variance:.0%} of its variance from seeds: {advice}."
@@ -482,6 +475,8 @@ def falsifiers(methods: Mapping[str, Sequence[Recording]], teacher: Recording) -
 
 def _nothing_where_models_are_equal(teacher: Recording) -> Falsifier:
     records = [teacher.along[measure] for measure in MEASURES if measure in teacher.along]
+    if not records:
+        return Falsifier("teacher as student", None, "No divergence of the teacher from itself was recorded.")
     worst = max(float(np.abs(values_NT).max()) for record in records for values_NT, _ in _sides(record, _length([record], None, "zero")))
     undefined = all(gap(record, ended=ended).exaccerr is None for record in records for ended in get_args(Ended))
     ratio = "undefined" if undefined else "a number, which it must not be"
@@ -515,30 +510,40 @@ def _nothing_from_swapped_labels(methods: Mapping[str, Sequence[Recording]], swa
 
 def _swapped(record: Divergences, swap_N: Bool) -> Divergences:
     """``record`` with what was written by student and by teacher exchanged for some prompts."""
-    student, teacher = _sides(record, _length([record], None, "zero"))
-    pairs = [*zip(student, teacher, strict=True), *zip(teacher, student, strict=True)]
-    return Divergences(*(np.where(swap_N[:, None], theirs_NT, own_NT) for own_NT, theirs_NT in pairs))
+    (student_NT, student_alive_NT), (teacher_NT, teacher_alive_NT) = _sides(record, _length([record], None, "zero"))
+
+    def mixed(kept_NT: NDArray, other_NT: NDArray) -> NDArray:
+        return np.where(swap_N[:, None], other_NT, kept_NT)
+
+    return Divergences(
+        mixed(student_NT, teacher_NT),
+        mixed(student_alive_NT, teacher_alive_NT),
+        mixed(teacher_NT, student_NT),
+        mixed(teacher_alive_NT, student_alive_NT),
+    )
 
 
 def _steady(prompts: int, length: int, rng: np.random.Generator) -> Divergences:
-    """Log-ratios of fresh teacher tokens along a Markov pair whose models differ alike in every state; a token is the next state."""
-    teacher_KV, student_KV = (np.array([np.roll(row_V, state) for state in range(3)]) for row_V in ([0.7, 0.2, 0.1], [0.4, 0.35, 0.25]))
-
-    def drawn(policy_KV: Array, state_N: NDArray[np.int64]) -> NDArray[np.int64]:
-        return (rng.random((prompts, 1)) > policy_KV[state_N].cumsum(axis=1)[:, :-1]).sum(axis=1)
-
+    """Log-ratios of fresh teacher tokens along a Markov pair of one KL(T‖S) in both states, but of other ratios and visits."""
+    alike = 0.9 * np.log(0.9 / 0.6) + 0.1 * np.log(0.1 / 0.4)
+    rare = (1 - np.sqrt(1 - np.exp(-2 * alike))) / 2  # KL((½, ½) ‖ (rare, 1 − rare)) is ``alike`` too
+    teacher_KV, student_KV = np.array([[0.9, 0.1], [0.5, 0.5]]), np.array([[0.6, 0.4], [rare, 1 - rare]])
     sides = []
     for writer_KV in (student_KV, teacher_KV):
-        state_N, values_NT = np.zeros(prompts, dtype=np.int64), np.empty((prompts, length))
+        state_N, values_NT = np.zeros(prompts, dtype=int), np.empty((prompts, length))
         for at in range(length):
-            values_NT[:, at] = np.log(teacher_KV / student_KV)[state_N, drawn(teacher_KV, state_N)]
-            state_N = drawn(writer_KV, state_N)
-        sides += [values_NT, np.ones_like(values_NT, dtype=bool)]
+            fresh_N, token_N = ((rng.random(prompts) >= policy_KV[state_N, 0]).astype(int) for policy_KV in (teacher_KV, writer_KV))
+            values_NT[:, at] = np.log(teacher_KV / student_KV)[state_N, fresh_N]
+            state_N = token_N  # a token is the next state
+        sides += [values_NT, np.arange(length) < rng.geometric(0.05, (prompts, 1))]
     return Divergences(*sides)
 
 
 def _nothing_from_a_steady_student() -> Falsifier:
     rng = np.random.default_rng(0)
     found = gap_over_seeds([_steady(500, 16, rng)], rng)["excess"]
-    held = found is not None and found.low is not None and not found.excludes_zero
-    return Falsifier("errors that no prefix changes", held, f"A student that errs alike after every prefix has R − l·ε = {found}.")
+    if found is None or found.low is None or found.high is None:
+        return Falsifier("errors that no prefix changes", None, "R − l·ε of a student that errs alike after every prefix has no interval.")
+    said = f"{found.mean:.2g} [{found.low:.2g}, {found.high:.2g}]"
+    said = f"A student that errs alike after every prefix has R − l·ε = {said} nats."
+    return Falsifier("errors that no prefix changes", not found.excludes_zero, said)

@@ -26,7 +26,10 @@ from opd_bench.rollouts import sample
 from opd_bench.sequences import Prompts, Sequences
 
 TOP = 8  # next tokens whose agreement is the support overlap
-TEMPERATURES = tuple(np.geomspace(0.02, 4.0, 25).tolist())  # at which the student's entropy is looked at
+TEMPERATURES = (
+    *np.geomspace(0.02, 1.0, 18).tolist(),
+    *np.geomspace(1.0, 4.0, 8)[1:].tolist(),
+)  # at which the student's entropy is looked at
 MICRO_TOKENS = 8192
 Table = dict[str, np.ndarray]  # NT by measure
 

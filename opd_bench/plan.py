@@ -18,7 +18,22 @@ from opd_bench.models import weights_digest
 from opd_bench.resources import PACKAGE
 
 MODULES = (
-    *("arm", "bench", "engine", "evaluate", "flops", "judge", "ledger", "losses", "measure", "methods", "models", "prompts", "rollouts"),
+    *(
+        "arm",
+        "bench",
+        "continuations",
+        "engine",
+        "evaluate",
+        "flops",
+        "judge",
+        "ledger",
+        "losses",
+        "measure",
+        "methods",
+        "models",
+        "prompts",
+        "rollouts",
+    ),
     *("sandbox", "sandbox_worker", "sequences", "trace", "train"),
 )
 TEACHER, COLD_START = "teacher", "cold_start"

@@ -10,9 +10,15 @@ import pytest
 from test_leaderboard import arms_of, divergences, items, run_of
 
 from opd_bench import gates
-from opd_bench.exposure import Divergences
+from opd_bench.exposure import Divergences, Recording
 from opd_bench.gates import Gate, Limits
 from opd_bench.records import ArmRecord, Run
+
+
+def agreeing(share: float) -> Recording:
+    """A cold start that names ``share`` of the teacher's likeliest tokens on its own text, and other shares on the teacher's."""
+    return Recording({"forward_kl": divergences(0.3, 0.2), "support": divergences(share, 0.5)}, {})
+
 
 OPEN = Limits(overlap=None, truncation=None, support=None, judge=None)
 
@@ -24,7 +30,7 @@ def ended(length: int, cut: int) -> Divergences:
 
 
 def sound() -> tuple[Run, dict[str, list[ArmRecord]]]:
-    run = replace(run_of(2), cold_starts_divergences=[replace(divergences(0.3, 0.2), support=0.8)])
+    run = replace(run_of(2), cold_starts_recordings=[agreeing(0.8)])
     arms = [replace(arm, curve=[replace(arm.end, divergences=ended(5, 0))]) for arm in arms_of({"opd": 0.7, "opd_rlaif": 0.6}, 2)]
     arms = [replace(arm, saw=["judge"], judge_auroc=0.9) if arm.method == "opd_rlaif" else arm for arm in arms]
     return run, {name: [arm for arm in arms if arm.method == name] for name in ("opd", "opd_rlaif")}
@@ -44,7 +50,7 @@ def mute_teacher(run: Run, arms: dict) -> Run:
 
 
 def strangers(run: Run, arms: dict) -> Run:
-    return replace(run, cold_starts_divergences=[replace(divergences(0.3, 0.2), support=0.1)])
+    return replace(run, cold_starts_recordings=[agreeing(0.1)])
 
 
 def leak(run: Run, arms: dict) -> Run:
@@ -107,7 +113,7 @@ def test_a_gate_that_was_switched_off_is_neither_held_nor_failed_and_says_so(nam
 
 def test_what_was_not_measured_is_not_said_to_hold():
     run, arms = sound()
-    run = replace(run, cold_starts_divergences=[divergences(0.3, 0.2)])
+    run = replace(run, cold_starts_recordings=[divergences(0.3, 0.2)])
     arms["opd_rlaif"] = [replace(arm, judge_auroc=None) for arm in arms["opd_rlaif"]]
     found = gates.check(run, arms, Limits())
     assert [gate.name for gate in found if gate.held is None] == ["support", "judge"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from opd_bench.errors import RunError, UserError
-from opd_bench.exposure import Divergences
+from opd_bench.exposure import Divergences, Recording
 from opd_bench.leaderboard import SCHEMA_FILE, Leaderboard, assemble, json_schema, read, write
 from opd_bench.records import ArmRecord, CurvePoint, Run
 
@@ -44,7 +44,8 @@ def run_of(seeds: int) -> Run:
         teacher_sampled=items(0.9),
         cold_starts=[items(0.5)],
         cold_starts_sampled=[items(0.25)],
-        cold_starts_divergences=[divergences(0.3, 0.2)],
+        cold_starts_recordings=[Recording({"forward_kl": divergences(0.3, 0.2)}, {})],
+        teacher_recording=None,
         cold_start_flops={},
         overlap=dict.fromkeys(STEM + CODING, 0.0),
         steps={task: np.arange(ITEMS) % 4 + 2.0 for task in STEM + CODING},
@@ -239,7 +240,7 @@ def test_without_coding_tasks_stem_is_the_score():
 
 
 def test_several_cold_starts_are_averaged_and_each_claim_says_its_difference_from_each():
-    run = replace(run_of(4), cold_starts=[items(0.4), items(0.6)], cold_starts_sampled=[items(0.2), items(0.3)], cold_starts_divergences=[])
+    run = replace(run_of(4), cold_starts=[items(0.4), items(0.6)], cold_starts_sampled=[items(0.2), items(0.3)], cold_starts_recordings=[])
     rates = {"opd": (0.8, 0.6), "sft": (0.5, 0.6)}
     arms = [replace(arm(method, seed, rates[method][seed % 2]), start=seed % 2) for method in rates for seed in range(4)]
     board = assemble(run, arms)

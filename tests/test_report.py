@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from opd_bench import plots, report
-from opd_bench.exposure import Divergences
+from opd_bench.exposure import Divergences, Recording
 from opd_bench.leaderboard import Claim, Leaderboard, assemble
 from opd_bench.records import ArmRecord, CurvePoint, Run
 
@@ -37,7 +37,8 @@ def measured(seeds: int) -> tuple[Run, list[ArmRecord]]:
     start = items(rng, 0.5), items(rng, 0.3)
     run = Run(
         "embedded", "opd-bench run embedded", "0123abc", "FLOPs", 1.5e12, list(range(seeds)), TASKS[:1], TASKS[1:],
-        items(rng, 0.95), items(rng, 0.9), [start[0]], [start[1]], [divergences(rng, 0.2)], {}, dict.fromkeys(TASKS, 0.0),
+        items(rng, 0.95), items(rng, 0.9), [start[0]], [start[1]],
+        [Recording({"forward_kl": divergences(rng, 0.2)}, {})], None, {}, dict.fromkeys(TASKS, 0.0),
         dict.fromkeys(TASKS, np.arange(60) % 4 + 2.0),
     )  # fmt: skip
     arms = [
