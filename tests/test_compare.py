@@ -31,7 +31,7 @@ SMALL = {
     "evaluation": {"limit": 4},
     "exposure": {"prompts": 2, "draws": 20},
     "judge": {"max_check": 4},
-    "methods": {name: {"batch": 4} for name in METHODS},
+    "methods": {name: {"batch": 4} for name in METHODS} | {"sft": {"batch": 4, "epochs": 1}},
 }
 MINE = '''
 from opd_bench.losses import cross_entropy

@@ -283,9 +283,8 @@ def test_the_command_prints_a_verdict_per_property_and_a_table_and_leaves_json(p
 
 
 def test_options_come_from_a_comparisons_yaml(program, tmp_path):
-    (tmp_path / "mine.yaml").write_text(
-        "methods:\n  text: {method: opd, like: opd, prefixes: teacher}\n  wrong: {method: opd, prefixes: nobody}\n"
-    )
+    text, wrong = "{method: opd, like: opd, prefixes: teacher}", "{method: opd, prefixes: nobody}"
+    (tmp_path / "mine.yaml").write_text(f"methods:\n  text: {text}\n  wrong: {wrong}\n")
     code, out, err = program("check", "text", "--config", "mine.yaml")
     assert (code, err) == (0, "")
     assert out.startswith("text: fair")
