@@ -50,7 +50,7 @@ class Workshop:
         """For what does not depend on the cold start."""
         return self.pairs[0]
 
-    def record(self, model: PreTrainedModel, seed: int, corpus_folder: Path, *, full: bool, continued: bool) -> Recording:
+    def record(self, model: PreTrainedModel, seed: int, corpus_folder: Path, *, full: bool, continued: int) -> Recording:
         """``model`` beside the teacher on the first evaluation prompts of every task, the same for all arms."""
         return continuations.record(
             model,
@@ -203,10 +203,9 @@ def _measure(
     store.write_jsonl(folder / "items.jsonl", rows)
     evaluated = time.perf_counter()
     report("measuring exposure bias", 2 / 3)
-    whole, teacher = len(decodings) > 1, not job.method and job.name == TEACHER  # as if it were the student: it must agree with itself
-    store.save_recording(
-        folder / "recording.npz", shop.record(model, job.seed, out / "corpus", full=whole, continued=whole and not teacher)
-    )
+    whole = len(decodings) > 1
+    continued = shop.config.exposure.continued if whole and (job.method or job.name != TEACHER) else 0  # the teacher stands beside itself
+    store.save_recording(folder / "recording.npz", shop.record(model, job.seed, out / "corpus", full=whole, continued=continued))
     return rows, {"evaluation": evaluated - begun, "exposure": time.perf_counter() - evaluated}
 
 

@@ -137,7 +137,7 @@ def _measured(
             max_response=settings.max_response or longest(tasks),
             seed=settings.seed,
             kept=out / "rollouts",
-            continued=name != TEACHER,
+            continued=0 if name == TEACHER else None,
         )
     return Checkpoint(scores, steps, recording)
 

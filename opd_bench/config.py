@@ -89,6 +89,7 @@ class Evaluation(_Part):
 
 class Exposure(_Part):
     prompts: int = Field(64, ge=2, description="per task; shared by all methods and by teacher and student")
+    continued: int = Field(24, ge=0, description="of these prompts, per task: from pieces of their rollouts models go on")
     draws: int = Field(1000, ge=1, description="bootstrap draws")
 
 

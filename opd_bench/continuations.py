@@ -10,7 +10,7 @@ A piece is *still right* where its task says that solutions are unique (``unique
 ``solution`` in its documents) and it is the beginning of the solution, corrected slips included; elsewhere where the whole rollout ended
 right. A wrong result can be placed in unique solutions whose lines say every result twice.
 
-Shapes: N prompts.
+Shapes: N prompts, M of them continued.
 """
 
 from __future__ import annotations
@@ -48,22 +48,30 @@ def record(
     seed: int,
     kept: Path,
     full: bool = True,
-    continued: bool = True,
+    continued: int | None = None,
 ) -> Recording:
     """``student`` beside ``teacher`` on the first ``count`` evaluation documents of each task.
 
-    ``kept`` is a folder for what depends on teacher and seed alone. Without ``full`` only KL(T‖S) is recorded; without ``continued``
-    nothing is continued. UserError for a prompt that leaves no room for a response.
+    The first ``continued`` of them (default: all) are continued, too. ``kept`` is a folder for what depends on teacher and seed alone.
+    Without ``full`` only KL(T‖S) is recorded. UserError for a prompt that leaves no room for a response.
     """
     chosen = suite.first_docs(count)
-    texts = [(task, suite.tasks[task].doc_to_text(doc)) for task, doc in chosen]
+    texts = [(task, str(suite.tasks[task].doc_to_text(doc))) for task, doc in chosen]
     context = min(int(model.config.max_position_embeddings) for model in (student, teacher))
     encoded = encode_prompts(texts, tokenizer, context - max_response)
     prompts = Prompts([ids for _, ids in encoded], [task for task, _ in encoded])
     rollouts = Rollouts.of(student, teacher, prompts, max_response=max_response, eos=eos_id(tokenizer), seed=seed, kept=kept)
     values, temperature = along(rollouts, full)
-    docs = [doc for _, doc in chosen]
-    return Recording(values, Continuations(tokenizer, suite, docs).record(rollouts, kept) if continued else {}, temperature)
+    rows = [row for row, task in enumerate(prompts.tasks) if continued is None or row - prompts.tasks.index(task) < continued]
+    found = Continuations(tokenizer, suite, [chosen[row][1] for row in rows]).record(rollouts[rows], kept) if rows else {}
+    return Recording(values, {kind: _spread(score_M, rows, len(prompts)) for kind, score_M in found.items()}, temperature)
+
+
+def _spread(score_M: Array, rows: list[int], count: int) -> Array:
+    """The scores of ``rows`` among ``count`` prompts, the others NaN."""
+    score_N = np.full(count, np.nan)
+    score_N[rows] = score_M
+    return score_N
 
 
 @dataclass(frozen=True)

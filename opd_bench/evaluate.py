@@ -92,7 +92,7 @@ class TaskSuite:
         ]
         of.apply_filters()
         first = next(iter(of._instances[0].filtered_resps))
-        found = [of.process_results(each.doc, [each.filtered_resps[first]]) for each in of._instances]
+        found = [cast(dict[str, Any], of.process_results(each.doc, [each.filtered_resps[first]])) for each in of._instances]
         metric = next(metric for metric in cast(dict[str, Any], of.aggregation()) if metric in found[0])
         return [float(values[metric]) for values in found]
 

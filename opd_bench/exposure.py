@@ -12,16 +12,15 @@ A ratio flatters a student whose ε is poor: never show it without R, l·ε and 
 Rollouts that ended: ``ended="zero"`` (the headline) lets a finished rollout contribute 0 from then on; ``ended="drop"``
 averages each position over the living, then sums, so it is undefined from where nobody lives.
 
-Intervals are 95 % percentile bootstraps over prompts and seeds, drawn independently of each other; a draw of prompts holds for all
-seeds and for all that is compared. Methods that are given generators of one state meet the same draws.
+Intervals are 95 % percentile bootstraps over prompts and seeds, drawn independently; a draw of prompts holds for all seeds and for all
+that is compared. Generators of one state give every method the same draws.
 
-Shapes: N prompts or items, T positions counted from the first response token, S training seeds, D bootstrap draws, 2 sides
+Shapes: N prompts or items, T response positions, S training seeds, L numbers of steps, D draws (row 0 the sample itself), 2 sides
 (student, teacher), K states and V tokens of a Markov chain.
 
 Known limits: the estimators see only what was recorded; in the ratio convention every value must come from a fresh teacher token. The
-bootstrap over few seeds is narrow ((S−1)/S of the seeds' variance): claims come from ``statistics.claims`` on ``excess_matrix``.
-``drop`` speaks of survivors, hence the counts of the living. A prefix contrast speaks of the prompts whose prefixes were still right.
-``length_decay`` raises a rate of few items to high powers, and reads one-step accuracy off whole problems.
+bootstrap over few seeds is narrow ((S−1)/S of the seeds' variance), and has no width at a rate of 0 or 1: claims come from
+``statistics.claims`` on ``excess_matrix``. ``drop`` speaks of survivors, a prefix contrast of prompts whose prefixes were still right.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Literal, TypeVar, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,16 +44,15 @@ INJECTIONS = ("1 token", "4 tokens", "wrong result")
 
 Bool = NDArray[np.bool_]
 Ended = Literal["zero", "drop"]
-Kind = TypeVar("Kind")
+Rng = np.random.Generator
 
 
 @dataclass(frozen=True)
 class Divergences:
     """Divergence of teacher and student (nats) at each response position of two rollouts of the same N prompts.
 
-    Row n of both sides starts from prompt n. ``alive`` holds through EOS's own position; values elsewhere are ignored. The
-    sides may be padded to different T. Raises UserError for shapes that don't match, a rollout that comes back to life, or
-    a value at a living position that is not finite.
+    Row n of both sides starts from prompt n. ``alive`` holds through EOS's own position; values elsewhere are ignored. The sides may be
+    padded to different T. Raises UserError for shapes that don't match, a rollout that revives, or a living value that is not finite.
     """
 
     student_NT: Array
@@ -87,8 +85,7 @@ class Recording:
     ``along``: numbers by position on the student's and on the teacher's rollouts. "forward_kl" KL(T‖S) always; in a full recording also
     "reverse_kl", "total_variation", "log_ratio" (log T(y) − log S(y), y a fresh draw from T at every prefix, of either sign) and "matched"
     (KL(T‖S_τ), own rollouts written by S_τ too, with τ such that the student's mean entropy on the teacher's prefixes is the teacher's);
-    and, which are no divergences, "teacher_entropy", "student_entropy" (nats) and "support" (share of the likeliest next tokens that both
-    name).
+    and, no divergences, "teacher_entropy", "student_entropy" (nats), "support" (share of the likeliest next tokens that both name).
 
     ``continued``: N scores in [0, 1] by kind of continuation, NaN where a prompt has none. From fraction f of a sampled rollout, greedily:
     "own f" the student from its own, "teacher f" the student from the teacher's, "rescued f" the teacher from the student's; "own right f"
@@ -105,8 +102,7 @@ class Recording:
 class Gap:
     """The exposure-bias gap at ``length``; None where undefined.
 
-    ``regret`` R, ``per_step`` l·ε and ``excess`` R − l·ε in nats, ``exaccerr`` in percent; ``*_alive`` counts the rollouts
-    still alive at position ``length``.
+    ``regret`` R, ``per_step`` l·ε, ``excess`` R − l·ε in nats, ``exaccerr`` in percent; ``*_alive``: rollouts alive at that position.
     """
 
     regret: float | None
@@ -142,7 +138,10 @@ class Band:
 
 @dataclass(frozen=True)
 class Paired:
-    """Two solve rates over the same ``entered`` pairs of a seed and a prompt; ``ratio`` = a / b is None where b is 0."""
+    """Two solve rates over the same ``entered`` pairs of a seed and a prompt; ``ratio`` = a / b is None where b is 0.
+
+    The functions that return it give None where nothing entered, and raise UserError for what was not recorded.
+    """
 
     a: Interval
     b: Interval
@@ -187,16 +186,12 @@ class Falsifier:
     said: str
 
 
-def _cut(array_NT: NDArray, length: int) -> NDArray:
-    """The first ``length`` positions; beyond the padding nobody lives."""
-    return np.pad(array_NT[:, :length], ((0, 0), (0, max(0, length - array_NT.shape[1]))))
-
-
 def _sides(record: Divergences, length: int) -> tuple[tuple[Array, Bool], tuple[Array, Bool]]:
-    """(values_NT, alive_NT) of the student and of the teacher, T = ``length``, values 0 where not alive."""
+    """(values_NT, alive_NT) of the student and of the teacher, T = ``length``; values 0 where not alive, as is all beyond the padding."""
 
     def side(values_NT: Array, alive_NT: Bool) -> tuple[Array, Bool]:
-        return _cut(np.where(alive_NT, values_NT, 0.0).astype(float), length), _cut(alive_NT, length)
+        pad = (0, 0), (0, max(0, length - alive_NT.shape[1]))
+        return np.pad(np.where(alive_NT, values_NT, 0.0).astype(float)[:, :length], pad), np.pad(alive_NT[:, :length], pad)
 
     return side(record.student_NT, record.student_alive_NT), side(record.teacher_NT, record.teacher_alive_NT)
 
@@ -223,8 +218,7 @@ def _mean_by_position(values_NT: Array, alive_NT: Bool, ended: Ended, weight_DN:
 
 def _quotient(a: Array, b: Array) -> Array:
     """a / b where b is above zero; NaN elsewhere."""
-    with np.errstate(invalid="ignore"):
-        return np.where(b > 0, a / np.where(b > 0, b, 1.0), np.nan)
+    return np.where(b > 0, a / np.where(b > 0, b, 1.0), np.nan)
 
 
 def _measures(regret: Array, per_step: Array, length: NDArray[np.int64] | int) -> dict[str, Array]:
@@ -240,7 +234,7 @@ def _measures(regret: Array, per_step: Array, length: NDArray[np.int64] | int) -
 class _Bootstrap:
     """Draws of prompts and, independently, of seeds: (1 + draws) × N and × S; row 0 is the sample itself."""
 
-    def __init__(self, seeds: int, prompts: int, draws: int, rng: np.random.Generator):
+    def __init__(self, seeds: int, prompts: int, draws: int, rng: Rng):
         drawn = [rng.multinomial(count, np.full(count, 1 / count), size=draws).astype(float) for count in (prompts, seeds)]
         self.weight_DN, self.weight_DS = (np.vstack([np.ones(weight_D.shape[1]), weight_D]) for weight_D in drawn)
 
@@ -288,10 +282,7 @@ def curves(record: Divergences, ended: Ended = "zero") -> Curves:
 
 
 def gap(record: Divergences, length: int | None = None, ended: Ended = "zero") -> Gap:
-    """The gap at ``length``; by default at the last position with a living rollout (on both sides for "drop").
-
-    Raises UserError for a length that was not recorded.
-    """
+    """The gap at ``length``, by default the last position with a living rollout (on both sides for "drop"); UserError beyond the record."""
     length = _length([record], length, ended)
     found, at = curves(record, ended), length - 1
     columns = _measures(found.regret_T[at], found.per_step_T[at], length)
@@ -300,18 +291,12 @@ def gap(record: Divergences, length: int | None = None, ended: Ended = "zero") -
 
 
 def gap_over_seeds(
-    records: Sequence[Divergences],
-    rng: np.random.Generator,
-    draws: int = 1000,
-    length: int | None = None,
-    ended: Ended = "zero",
-    level: float = 0.95,
+    records: Sequence[Divergences], rng: Rng, draws: int = 1000, length: int | None = None, ended: Ended = "zero", level: float = 0.95
 ) -> dict[str, Interval | None]:
     """Gap with its intervals for regret, per_step, excess and exaccerr; one record per seed.
 
-    With several seeds, ExAccErr is the ratio of the mean R to the mean l·ε. A column is None where undefined; a bound is None
-    with one prompt, and where undefined draws could move it. Raises UserError where records differ in their prompts or
-    ``length`` was not recorded.
+    With several seeds, ExAccErr is the ratio of the mean R to the mean l·ε. A column is None where undefined; a bound is None with one
+    prompt, and where undefined draws could move it. Raises UserError where records differ in prompts or ``length`` was not recorded.
     """
     length = _length(records, length, ended)
     bootstrap = _Bootstrap(len(records), len(records[0]), draws, rng)
@@ -320,9 +305,7 @@ def gap_over_seeds(
     return {name: bootstrap.interval(column_D, level) for name, column_D in columns.items()}
 
 
-def curves_over_seeds(
-    records: Sequence[Divergences], rng: np.random.Generator, draws: int = 1000, ended: Ended = "zero"
-) -> dict[str, Band]:
+def curves_over_seeds(records: Sequence[Divergences], rng: Rng, draws: int = 1000, ended: Ended = "zero") -> dict[str, Band]:
     """``gap_over_seeds`` at every length 1..T, T the last position with a living rollout, and the mean at every position.
 
     The means on "student" and "teacher" prefixes are over the living for "drop", where they are undefined once a seed has nobody alive.
@@ -335,57 +318,43 @@ def curves_over_seeds(
 
 
 def excess_matrix(record: Divergences, length: int | None = None) -> Array:
-    """R − l·ε of each prompt (nats, finished rollouts contribute 0): N; its mean is the gap's excess.
-
-    Stack one row per seed to get the scores that ``statistics.claims`` takes (better="lower").
-    """
+    """R − l·ε of each prompt (nats, "zero"): N; a row per seed makes the scores that ``statistics.claims`` takes (better="lower")."""
     length = _length([record], length, "zero")
     (student_NT, _), (teacher_NT, _) = _sides(record, length)
     return _measures(student_NT.sum(axis=1), teacher_NT.sum(axis=1), length)["excess"]
 
 
-# ---- over recordings: one per training seed, the same prompts in all -------------------------------------------------------------
-
-
-def _recorded(tables: Sequence[Mapping[str, Kind]], name: str) -> list[Kind]:
+def _recorded(recordings: Sequence[Recording], where: Literal["along", "continued"], name: str) -> list:
+    tables = [getattr(recording, where) for recording in recordings]
     if not tables or not all(name in table for table in tables):
         raise UserError(f"{name!r} was not recorded: record every seed in full")
     return [table[name] for table in tables]
 
 
-def _along(recordings: Sequence[Recording], name: str) -> list[Divergences]:
-    return _recorded([recording.along for recording in recordings], name)
-
-
-def gaps(
-    recordings: Sequence[Recording], rng: np.random.Generator, draws: int = 1000
-) -> dict[str, dict[Ended, dict[str, Interval | None]]]:
+def gaps(recordings: Sequence[Recording], rng: Rng, draws: int = 1000) -> dict[str, dict[Ended, dict[str, Interval | None]]]:
     """``gap_over_seeds`` by measure and by treatment of ended rollouts, on the same draws, for the measures that every seed recorded."""
     return {
-        measure: {ended: gap_over_seeds(_along(recordings, measure), deepcopy(rng), draws, ended=ended) for ended in get_args(Ended)}
+        measure: {
+            ended: gap_over_seeds(_recorded(recordings, "along", measure), deepcopy(rng), draws, ended=ended) for ended in get_args(Ended)
+        }
         for measure in MEASURES
         if all(measure in recording.along for recording in recordings)
     }
 
 
-def support_overlap(recordings: Sequence[Recording], rng: np.random.Generator, draws: int = 1000) -> dict[str, Interval | None]:
+def support_overlap(recordings: Sequence[Recording], rng: Rng, draws: int = 1000) -> dict[str, Interval | None]:
     """Share of the likeliest next tokens that both models name, over the living positions of "student" and of "teacher" prefixes."""
-    records = _along(recordings, "support")
+    records = _recorded(recordings, "along", "support")
     length = _length(records, None, "zero")
     bootstrap = _Bootstrap(len(records), len(records[0]), draws, rng)
-    named_2SN, alive_2SN = (
-        np.stack([[side[part].sum(axis=1, dtype=float) for side in _sides(record, length)] for record in records], axis=1)
-        for part in (0, 1)
-    )
-    return {side: bootstrap.interval(bootstrap.pooled(named_2SN[at], alive_2SN[at])) for at, side in enumerate(("student", "teacher"))}
+    sums_S22N = np.array([[[part_NT.sum(axis=1) for part_NT in side] for side in _sides(record, length)] for record in records], float)
+    totals = (bootstrap.pooled(sums_S22N[:, at, 0], sums_S22N[:, at, 1]) for at in range(2))
+    return {side: bootstrap.interval(total_D) for side, total_D in zip(("student", "teacher"), totals, strict=True)}
 
 
-def _paired(
-    recordings: Sequence[Recording], kinds: Sequence[str], right: Sequence[str], rng: np.random.Generator, draws: int
-) -> Paired | None:
+def _paired(recordings: Sequence[Recording], kinds: Sequence[str], right: Sequence[str], rng: Rng, draws: int) -> Paired | None:
     """Two kinds of continuation where both were scored and every flag of ``right`` is 1; None where nothing entered."""
-    tables = [recording.continued for recording in recordings]
-    a_SN, b_SN, *flags = (np.stack(_recorded(tables, kind)) for kind in (*kinds, *right))
+    a_SN, b_SN, *flags = (np.stack(_recorded(recordings, "continued", kind)) for kind in (*kinds, *right))
     entered_SN = np.isfinite(a_SN) & np.isfinite(b_SN) & np.all([flag_SN == 1 for flag_SN in flags], axis=0)
     if not entered_SN.any():
         return None
@@ -395,30 +364,27 @@ def _paired(
     return Paired(a, b, difference, bootstrap.interval(_quotient(a_D, b_D)), int(entered_SN.sum()))
 
 
-def prefix_contrast(recordings: Sequence[Recording], fraction: float, rng: np.random.Generator, draws: int = 1000) -> Paired | None:
-    """The student's solve rates from ``fraction`` of the teacher's rollout (a) and of its own (b), where both were still right.
-
-    None where no prompt entered. Raises UserError, as the next two do, for what was not recorded.
-    """
+def prefix_contrast(recordings: Sequence[Recording], fraction: float, rng: Rng, draws: int = 1000) -> Paired | None:
+    """The student's solve rates from ``fraction`` of the teacher's rollout (a) and of its own (b), where both were still right."""
     right = (f"teacher right {fraction:g}", f"own right {fraction:g}")
     return _paired(recordings, (f"teacher {fraction:g}", f"own {fraction:g}"), right, rng, draws)
 
 
-def recovery(recordings: Sequence[Recording], injection: str, rng: np.random.Generator, draws: int = 1000) -> Paired | None:
+def recovery(recordings: Sequence[Recording], injection: str, rng: Rng, draws: int = 1000) -> Paired | None:
     """Solve rates of student (a) and teacher (b) from the same corrupted prefixes; their ratio is the recovery rate."""
     return _paired(recordings, (f"student after {injection}", f"teacher after {injection}"), (), rng, draws)
 
 
-def usefulness(recordings: Sequence[Recording], fraction: float, rng: np.random.Generator, draws: int = 1000) -> Paired | None:
+def usefulness(recordings: Sequence[Recording], fraction: float, rng: Rng, draws: int = 1000) -> Paired | None:
     """Solve rates of teacher (a) and student (b) from ``fraction`` of the student's rollout: where they meet, no guide is left."""
     return _paired(recordings, (f"rescued {fraction:g}", f"own {fraction:g}"), (), rng, draws)
 
 
-def length_decay(scores_SN: Array, steps_N: Array, rng: np.random.Generator, draws: int = 1000) -> Decay | None:
+def length_decay(scores_SN: Array, steps_N: Array, rng: Rng, draws: int = 1000) -> Decay | None:
     """Accuracy by the number of steps a problem needs, against errors that strike every step alike.
 
-    One-step accuracy a is accuracy at the fewest steps n0 to the power 1 / n0; a**n is predicted for n steps. Items whose steps
-    are NaN are left out. None where fewer than two numbers of steps are known. Raises UserError for steps below 1.
+    One-step accuracy a is accuracy at the fewest steps n0 to the power 1 / n0; a**n is predicted for n steps. Items of unknown (NaN) steps
+    are left out. None where fewer than two numbers of steps are known. Raises UserError for steps below 1.
     """
     known_N = np.isfinite(steps_N)
     scores_SN, steps_N = scores_SN[:, known_N], steps_N[known_N]
@@ -447,13 +413,12 @@ def length_decay(scores_SN: Array, steps_N: Array, rng: np.random.Generator, dra
 
 def precision(recordings: Sequence[Recording], measure: str = "forward_kl") -> Precision:
     """What the prompts of ``recordings`` buy; the two-way variance is split into what more prompts remove and what they do not."""
-    excess_SN = np.stack([excess_matrix(record) for record in _along(recordings, measure)])
+    excess_SN = np.stack([excess_matrix(record) for record in _recorded(recordings, "along", measure)])
     seeds, prompts = excess_SN.shape
-    scores, weights = {"prompts": excess_SN}, {"prompts": 1.0}
-    interval = two_way_interval(scores, weights)
+    interval = two_way_interval({"prompts": excess_SN}, {"prompts": 1.0})
     if interval.high is None:
         return Precision(prompts, None, None, None, "One seed or one prompt has no interval: record two of each.")
-    variance = two_way_variance(scores, weights)
+    variance = two_way_variance({"prompts": excess_SN}, {"prompts": 1.0})
     if not variance:
         return Precision(prompts, 0.0, None, None, "Every seed and every prompt gives the same R − l·ε.")
     fixed = max(0.0, variance - float(excess_SN.mean(axis=0).var(ddof=1)) / prompts)
@@ -465,22 +430,16 @@ def precision(recordings: Sequence[Recording], measure: str = "forward_kl") -> P
     return Precision(prompts, half_width, fixed / variance, needed, said)
 
 
-# ---- falsifiers -------------------------------------------------------------------------------------------------------------------
-
-
 def falsifiers(methods: Mapping[str, Sequence[Recording]], teacher: Recording) -> list[Falsifier]:
     """What must hold of ``methods`` (recordings by seed) and of ``teacher``, the teacher measured as if it were the student."""
     return [_nothing_where_models_are_equal(teacher), _nothing_from_swapped_labels(methods), _nothing_from_a_steady_student()]
 
 
 def _nothing_where_models_are_equal(teacher: Recording) -> Falsifier:
-    records = [teacher.along[measure] for measure in MEASURES if measure in teacher.along]
-    if not records:
-        return Falsifier("teacher as student", None, "No divergence of the teacher from itself was recorded.")
+    records = _recorded([teacher], "along", "forward_kl") + [teacher.along[name] for name in MEASURES[1:] if name in teacher.along]
     worst = max(float(np.abs(values_NT).max()) for record in records for values_NT, _ in _sides(record, _length([record], None, "zero")))
     undefined = all(gap(record, ended=ended).exaccerr is None for record in records for ended in get_args(Ended))
-    ratio = "undefined" if undefined else "a number, which it must not be"
-    said = f"The teacher measured as the student is at most {worst:.1g} nats from itself; the ratio is {ratio}."
+    said = f"The teacher measured as the student is at most {worst:.1g} nats from itself; the ratio is {'un' * undefined}defined."
     return Falsifier("teacher as student", worst <= NOISE and undefined, said)
 
 
@@ -492,7 +451,7 @@ def _nothing_from_swapped_labels(methods: Mapping[str, Sequence[Recording]], swa
     rng = np.random.default_rng(0)
     lost, judged = [], []
     for name, recordings in methods.items():
-        records = _along(recordings, "forward_kl")
+        records = _recorded(recordings, "along", "forward_kl")
         found = gap_over_seeds(records, deepcopy(rng), level=0.99)["excess"]
         if found is None or not found.excludes_zero or smallest_p(len(records[0])) >= ALPHA:
             continue
@@ -510,20 +469,13 @@ def _nothing_from_swapped_labels(methods: Mapping[str, Sequence[Recording]], swa
 
 def _swapped(record: Divergences, swap_N: Bool) -> Divergences:
     """``record`` with what was written by student and by teacher exchanged for some prompts."""
-    (student_NT, student_alive_NT), (teacher_NT, teacher_alive_NT) = _sides(record, _length([record], None, "zero"))
-
-    def mixed(kept_NT: NDArray, other_NT: NDArray) -> NDArray:
-        return np.where(swap_N[:, None], other_NT, kept_NT)
-
-    return Divergences(
-        mixed(student_NT, teacher_NT),
-        mixed(student_alive_NT, teacher_alive_NT),
-        mixed(teacher_NT, student_NT),
-        mixed(teacher_alive_NT, student_alive_NT),
-    )
+    student, teacher = _sides(record, _length([record], None, "zero"))
+    pairs = [*zip(student, teacher, strict=True), *zip(teacher, student, strict=True)]
+    values_NT, alive_NT, other_NT, other_alive_NT = (np.where(swap_N[:, None], theirs_NT, own_NT) for own_NT, theirs_NT in pairs)
+    return Divergences(values_NT, alive_NT, other_NT, other_alive_NT)
 
 
-def _steady(prompts: int, length: int, rng: np.random.Generator) -> Divergences:
+def _steady(prompts: int, length: int, rng: Rng) -> Divergences:
     """Log-ratios of fresh teacher tokens along a Markov pair of one KL(T‖S) in both states, but of other ratios and visits."""
     alike = 0.9 * np.log(0.9 / 0.6) + 0.1 * np.log(0.1 / 0.4)
     rare = (1 - np.sqrt(1 - np.exp(-2 * alike))) / 2  # KL((½, ½) ‖ (rare, 1 − rare)) is ``alike`` too
@@ -542,8 +494,6 @@ def _steady(prompts: int, length: int, rng: np.random.Generator) -> Divergences:
 def _nothing_from_a_steady_student() -> Falsifier:
     rng = np.random.default_rng(0)
     found = gap_over_seeds([_steady(500, 16, rng)], rng)["excess"]
-    if found is None or found.low is None or found.high is None:
-        return Falsifier("errors that no prefix changes", None, "R − l·ε of a student that errs alike after every prefix has no interval.")
-    said = f"{found.mean:.2g} [{found.low:.2g}, {found.high:.2g}]"
-    said = f"A student that errs alike after every prefix has R − l·ε = {said} nats."
-    return Falsifier("errors that no prefix changes", not found.excludes_zero, said)
+    held = found is not None and found.low is not None and not found.excludes_zero
+    said = "none" if found is None else f"{found.mean:.2g} [{found.low:.2g}, {found.high:.2g}] nats"
+    return Falsifier("errors that no prefix changes", held, f"R − l·ε of a student that errs alike after every prefix: {said}.")

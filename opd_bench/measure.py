@@ -11,7 +11,7 @@ Shapes: N prompts, T response positions, M response tokens of all rollouts toget
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +58,11 @@ class Rollouts:
             store.save_sequences(kept / "teacher.pt", *theirs)
         own = _written(student, prompts, max_response, eos, 1000 * seed + 1)
         return cls(student, teacher, prompts, own, theirs[0], max_response, eos, seed)
+
+    def __getitem__(self, rows: list[int]) -> Rollouts:
+        """Those to the prompts in ``rows``."""
+        prompts = Prompts([self.prompts.ids[row] for row in rows], [self.prompts.tasks[row] for row in rows])
+        return replace(self, prompts=prompts, own=self.own[rows], theirs=self.theirs[rows])
 
 
 def _written(writer: PreTrainedModel, prompts: Prompts, max_response: int, eos: int, seed: int, temperature: float = 1.0) -> Sequences:

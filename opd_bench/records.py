@@ -41,8 +41,8 @@ class ArmRecord:
     saw: list[str]  # e.g. teacher text, teacher distributions, judge
     sampled: dict[str, np.ndarray]
     curve: list[CurvePoint]  # from the cold start to the whole budget
+    recording: exposure.Recording  # of its end, in full
     own_schedule: bool = False  # each smaller budget was trained for separately
-    recording: exposure.Recording | None = None  # of its end, in full
     judge_auroc: float | None = None  # mean over tasks; None where no judge was asked
     version: str | None = None  # of the method's source
 
@@ -76,7 +76,7 @@ class Run:
     cold_starts: list[dict[str, np.ndarray]]
     cold_starts_sampled: list[dict[str, np.ndarray]]
     cold_starts_recordings: list[exposure.Recording]
-    teacher_recording: exposure.Recording | None  # the teacher as if it were the student
+    teacher_recording: exposure.Recording  # the teacher as if it were the student
     cold_start_flops: dict[str, float]  # of training one and making its data, by kind of charge; nothing where it is unknown
     overlap: dict[str, float]  # share of each task's test items that are met in training
     steps: dict[str, np.ndarray]  # that each item's problem needs; NaN where its task does not say
