@@ -246,7 +246,8 @@ def recovery(found: Suite, names: list[str]) -> Figure:
     rate = [pair.b.mean if (pair := teacher.get(place)) else np.nan for place in places]
     axes.plot(range(len(places)), rate, "_", color=GREY, markersize=60, markeredgewidth=2, zorder=0)
     axes.set_ylim(0, 1.02)
-    axes.annotate("teacher", (0, rate[0]), (0, 4), textcoords="offset points", ha="center", fontsize=8, color=GREY)
+    if places:
+        axes.annotate("teacher", (0, rate[0]), (0, 4), textcoords="offset points", ha="center", fontsize=8, color=GREY)
     return figure
 
 

@@ -113,7 +113,7 @@ def test_a_gate_that_was_switched_off_is_neither_held_nor_failed_and_says_so(nam
 
 def test_what_was_not_measured_is_not_said_to_hold():
     run, arms = sound()
-    run = replace(run, cold_starts_recordings=[divergences(0.3, 0.2)])
+    run = replace(run, cold_starts_recordings=[Recording({"forward_kl": divergences(0.3, 0.2)}, {})])
     arms["opd_rlaif"] = [replace(arm, judge_auroc=None) for arm in arms["opd_rlaif"]]
     found = gates.check(run, arms, Limits())
     assert [gate.name for gate in found if gate.held is None] == ["support", "judge"]

@@ -67,6 +67,7 @@ def arm(method: str, seed: int, rate: float, gap: Divergences | None = None) -> 
                 1.0, *({"student_update": amount} for amount in (7 * 10**11, 10**6, 30.0)), items(rate), gap or divergences(0.3, 0.2)
             )
         ],
+        recording=Recording({"forward_kl": gap or divergences(0.3, 0.2)}, {}),
     )
 
 

@@ -1,46 +1,75 @@
-"""What is recorded along rollouts: divergences at living positions, and how far the models' likeliest tokens agree."""
+"""What is recorded along rollouts: measures at living positions, and how far the models' likeliest tokens agree."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from conftest import EOS, RESPONSE, tiny_llama
 
-from opd_bench.measure import TOP, divergence_by_position, divergences
-from opd_bench.rollouts import sample
+from opd_bench.measure import TOP, Rollouts, along
 from opd_bench.sequences import Prompts
 
-PROMPTS = Prompts([[2, 3, 4], [5, 6], [7, 8, 9, 2]], [""] * 3)
+PROMPTS = Prompts([[2, 3, 4], [5, 6], [7, 8, 9, 2]] * 20, [""] * 60)
 
 
-def rollouts(model):
-    return sample(model, PROMPTS, max_response=RESPONSE, eos=EOS, generator=torch.Generator().manual_seed(0))
+def recorded(student, teacher, tmp_path, seed=0, full=True):
+    rollouts = Rollouts.of(student, teacher, PROMPTS, max_response=RESPONSE, eos=EOS, seed=seed, kept=tmp_path / "kept")
+    return rollouts, *along(rollouts, full)
 
 
-def test_a_model_agrees_with_itself():
+def test_a_model_agrees_with_itself(tmp_path):
     model = tiny_llama(1)
-    values_NT, alive_NT, support = divergence_by_position(model, model, rollouts(model), RESPONSE)
-    assert support == 1.0
-    assert abs(values_NT).max() < 1e-6
-    assert alive_NT.sum() == rollouts(model).response_tokens
+    _, found, temperature = recorded(model, model, tmp_path)
+    for name in ("forward_kl", "reverse_kl", "total_variation", "log_ratio", "matched"):
+        assert max(abs(found[name].student_NT).max(), abs(found[name].teacher_NT).max()) < 1e-6
+    assert temperature == pytest.approx(1)
+    assert np.array_equal(found["student_entropy"].teacher_NT, found["teacher_entropy"].teacher_NT)
+    assert (found["support"].student_NT[found["support"].student_alive_NT] == 1).all()
 
 
-def test_support_is_the_share_of_likeliest_tokens_both_models_name():
+def test_measures_keep_their_bounds_and_agree_where_they_must(tmp_path):
+    _, found, _ = recorded(tiny_llama(1), tiny_llama(2), tmp_path)
+    kl, ratio = found["forward_kl"], found["log_ratio"]
+    assert np.allclose(kl.student_NT[:, 0], kl.teacher_NT[:, 0], atol=1e-5)  # both stand on the prompt
+    assert 0 <= found["total_variation"].student_NT.min() <= found["total_variation"].student_NT.max() <= 1
+    difference = (ratio.student_NT - kl.student_NT)[kl.student_alive_NT]
+    assert abs(difference.mean()) < 4 * difference.std(ddof=1) / len(difference) ** 0.5
+    assert difference.std() > 0
+
+
+def test_the_matched_student_has_the_teachers_entropy(tmp_path):
     student, teacher = tiny_llama(1), tiny_llama(2)
-    own = rollouts(student)
-    *_, support = divergence_by_position(student, teacher, own, RESPONSE)
-    shares = []
-    for row in range(len(own)):
+    _, found, temperature = recorded(student, teacher, tmp_path)
+    assert temperature is not None
+    rollouts = Rollouts.of(student, teacher, PROMPTS, max_response=RESPONSE, eos=EOS, seed=0, kept=tmp_path / "kept")
+    student.lm_head.weight.data /= temperature
+    cooled = Rollouts.of(student, teacher, PROMPTS, max_response=RESPONSE, eos=EOS, seed=0, kept=tmp_path / "kept")
+    assert torch.equal(rollouts.theirs.ids_BT, cooled.theirs.ids_BT)
+    again, _ = along(cooled, True)
+    assert again["student_entropy"].teacher_NT.sum() == pytest.approx(found["teacher_entropy"].teacher_NT.sum(), rel=0.02)
+
+
+def test_support_is_the_share_of_likeliest_tokens_both_models_name(tmp_path):
+    student, teacher = tiny_llama(1), tiny_llama(2)
+    rollouts, found, _ = recorded(student, teacher, tmp_path)
+    own, support = rollouts.own, found["support"]
+    for row in range(6):
         ids = own.ids_BT[row : row + 1, : own.length_B[row]]
         places = range(int(own.prompt_B[row]) - 1, int(own.length_B[row]) - 1)
         named = [[set(model(ids).logits[0, place].topk(TOP).indices.tolist()) for place in places] for model in (student, teacher)]
-        shares += [len(ours & theirs) / TOP for ours, theirs in zip(*named, strict=True)]
-    assert 0 < support < 1
-    assert support == pytest.approx(sum(shares) / len(shares))
+        shares = [len(ours & theirs) / TOP for ours, theirs in zip(*named, strict=True)]
+        assert support.student_NT[row, : len(shares)].tolist() == pytest.approx(shares)
 
 
-def test_the_support_of_a_record_is_that_on_the_students_rollouts(tmp_path):
+def test_the_teachers_rollouts_depend_on_the_seed_alone_and_a_recording_repeats(tmp_path):
     student, teacher = tiny_llama(1), tiny_llama(2)
-    record = divergences(student, teacher, PROMPTS, max_response=RESPONSE, eos=EOS, seed=3, kept=tmp_path / "teacher.pt")
-    own = sample(student, PROMPTS, max_response=RESPONSE, eos=EOS, generator=torch.Generator().manual_seed(3001))
-    assert record.support == divergence_by_position(student, teacher, own, RESPONSE)[2]
+    first, found, _ = recorded(student, teacher, tmp_path)
+    second, again, _ = recorded(student, teacher, tmp_path)
+    other, _, _ = recorded(tiny_llama(3), teacher, tmp_path)
+    assert torch.equal(first.theirs.ids_BT, other.theirs.ids_BT)
+    assert torch.equal(first.own.ids_BT, second.own.ids_BT)
+    assert all(np.array_equal(found[name].student_NT, again[name].student_NT) for name in found)
+    short, _ = along(first, False)
+    assert list(short) == ["forward_kl"]
+    assert np.array_equal(short["forward_kl"].student_NT, found["forward_kl"].student_NT)

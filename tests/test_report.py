@@ -49,6 +49,7 @@ def measured(seeds: int) -> tuple[Run, list[ArmRecord]]:
                 for share in (0.5, 1.0)
                 for gap in [divergences(rng, growth)]
             ],
+            Recording({"forward_kl": divergences(np.random.default_rng(1), growth)}, {}),
         )
         for method, rate, growth in (("sft", 0.6, 0.2), ("offline_kd", 0.7, 0.1), ("opd", 0.8, 0.0))
         for seed in range(seeds)

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from opd_bench import store
 from opd_bench.errors import UserError
-from opd_bench.exposure import Divergences
+from opd_bench.exposure import Divergences, Recording
 from opd_bench.sequences import Sequences
 
 
@@ -139,12 +139,25 @@ def test_sequences_come_back_as_they_were(tmp_path):
     assert os.listdir(path.parent) == ["chunk-00000.pt"]
 
 
-def test_divergences_come_back_as_they_were(tmp_path):
+def test_recordings_come_back_as_they_were(tmp_path):
     rng = np.random.default_rng(0)
     sides = [rng.random((2, 3)), np.array([[True, True, False], [True, True, True]])] * 2
-    for support in (0.75, None):
-        store.save_divergences(tmp_path / "divergences.npz", Divergences(*sides, support))
-        *loaded, last = vars(store.load_divergences(tmp_path / "divergences.npz")).values()
-        for array, saved in zip(loaded, sides, strict=True):
-            np.testing.assert_array_equal(array, saved)
-        assert last == support
+    for temperature in (0.75, None):
+        saved = Recording(
+            {"forward_kl": Divergences(*sides), "support": Divergences(*sides)}, {"own 0.5": np.array([1.0, np.nan])}, temperature
+        )
+        store.save_recording(tmp_path / "recording.npz", saved)
+        loaded = store.load_recording(tmp_path / "recording.npz")
+        assert (loaded.along.keys(), loaded.temperature) == (saved.along.keys(), temperature)
+        np.testing.assert_array_equal(loaded.continued["own 0.5"], [1.0, np.nan])
+        for name, of in saved.along.items():
+            for field, value in vars(of).items():
+                np.testing.assert_array_equal(getattr(loaded.along[name], field), value)
+
+
+def test_a_damaged_recording_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="there is no"):
+        store.load_recording(tmp_path / "recording.npz")
+    (tmp_path / "recording.npz").write_bytes(b"PK half a file")
+    with pytest.raises(UserError, match="delete it and run the command again"):
+        store.load_recording(tmp_path / "recording.npz")
