@@ -123,7 +123,7 @@ class Config(_Part):
                 raise ValueError(f"{name!r} compares nothing: give two methods or more a weight that is not 0")
             if abs(total := sum(weights.values())) > ROUNDING * sum(map(abs, weights.values())):
                 raise ValueError(f"the weights of {name!r} sum to {total:g}; they must sum to 0")
-        return contrasts
+        return {name: {method: weight for method, weight in weights.items() if weight} for name, weights in contrasts.items()}
 
     @property
     def limit(self) -> float:

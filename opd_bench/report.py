@@ -96,7 +96,7 @@ def formula(weights: dict[str, float]) -> str:
         size = {1.0: "", 0.5: "½ "}.get(abs(weight), f"{number(abs(weight))} ")
         return f"{'−' if weight < 0 else '+'} {size}{method}"
 
-    return " ".join(term(method, weight) for method, weight in weights.items() if weight).removeprefix("+ ")
+    return " ".join(term(method, weight) for method, weight in weights.items()).removeprefix("+ ")
 
 
 def contrast_rows(board: Leaderboard) -> list[list[str]]:

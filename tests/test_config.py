@@ -40,6 +40,11 @@ def test_weights_that_sum_to_zero_but_for_rounding_are_contrasts_and_a_file_goes
     assert load("embedded", [{"methods": methods, "contrasts": {"x": weights}}]).contrasts == {"x": weights}
 
 
+def test_a_method_of_weight_zero_has_no_part_in_a_contrast():
+    declared = [{"contrasts": {"x": {"sft": 1, "opd": -1}}}, {"contrasts": {"x": {"opd": 0, "offline_kd": -1}}}]  # the second replaces opd
+    assert load("embedded", declared).contrasts == {"x": {"sft": 1, "offline_kd": -1}}
+
+
 def test_overlaying_changes_neither_side():
     base, over = {"a": {"b": 1}}, {"a": {"c": 2}, "methods": {"sft": None}}
     overlaid(base, over)

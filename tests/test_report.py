@@ -102,7 +102,7 @@ def contrasted(seeds: int) -> Leaderboard:
 
 def test_contrasts_read_as_sums_of_methods():
     assert report.formula({"opd": 0.5, "kd": 0.5, "sft": -1.0}) == "½ opd + ½ kd − sft"
-    assert report.formula({"sft": -1.0, "none": 0.0, "kd": 0.25, "opd": 0.75}) == "− sft + .250 kd + .750 opd"
+    assert report.formula({"sft": -1.0, "kd": 0.25, "opd": 0.75}) == "− sft + .250 kd + .750 opd"
 
 
 def test_every_contrast_has_a_row_with_a_cell_per_measure_in_markdown_and_terminal():
