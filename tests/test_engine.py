@@ -17,7 +17,7 @@ from opd_bench.errors import RunError, UserError
 from opd_bench.exposure import gap
 from opd_bench.judge import Judge
 from opd_bench.losses import Tokens, cross_entropy, forward_kl, policy_gradient, reverse_kl
-from opd_bench.measure import divergences
+from opd_bench.measure import Rollouts, along
 from opd_bench.sequences import Prompts, Sequences
 
 
@@ -143,10 +143,15 @@ def test_a_judge_at_random_writes_the_same_checks_and_draws_each_verdict_from_th
     assert 0.35 < first.verdict_B.mean() < 0.65
 
 
+def divergences(student, teacher, prompts, *, max_response, eos, seed, kept):
+    rollouts = Rollouts.of(student, teacher, prompts, max_response=max_response, eos=eos, seed=seed, kept=kept)
+    return along(rollouts, full=False)[0]["forward_kl"]
+
+
 def test_a_model_does_not_diverge_from_itself(tmp_path):
     model = tiny_llama(4)
     record = divergences(
-        model, copy.deepcopy(model), Prompts([[3, 4], [5]] * 8, ["task"] * 16), max_response=8, eos=EOS, seed=0, kept=tmp_path / "kept.pt"
+        model, copy.deepcopy(model), Prompts([[3, 4], [5]] * 8, ["task"] * 16), max_response=8, eos=EOS, seed=0, kept=tmp_path / "kept"
     )
     assert np.abs(record.student_NT).max() < 1e-6
     estimate = gap(record)
@@ -156,9 +161,9 @@ def test_a_model_does_not_diverge_from_itself(tmp_path):
 def test_divergence_is_the_teachers_kl_along_both_models_own_rollouts(tmp_path):
     student, teacher = tiny_llama(4), tiny_llama(5)
     prompts = Prompts([[3, 4], [5], [6, 7, 8]] * 4, ["task"] * 12)
-    record = divergences(student, teacher, prompts, max_response=8, eos=EOS, seed=3, kept=tmp_path / "kept.pt")
-    again = divergences(tiny_llama(6), teacher, prompts, max_response=8, eos=EOS, seed=3, kept=tmp_path / "kept.pt")
-    anew = divergences(student, teacher, prompts, max_response=8, eos=EOS, seed=3, kept=tmp_path / "other.pt")
+    record = divergences(student, teacher, prompts, max_response=8, eos=EOS, seed=3, kept=tmp_path / "kept")
+    again = divergences(tiny_llama(6), teacher, prompts, max_response=8, eos=EOS, seed=3, kept=tmp_path / "kept")
+    anew = divergences(student, teacher, prompts, max_response=8, eos=EOS, seed=3, kept=tmp_path / "other")
     assert np.array_equal(record.teacher_NT, anew.teacher_NT)  # kept or sampled anew, they are the same
     assert np.array_equal(record.teacher_alive_NT, again.teacher_alive_NT)  # all students of a seed meet the same teacher rollouts
     first = torch.tensor([[3, 4]])
