@@ -28,7 +28,7 @@ from opd_bench import continuations, evaluate, exposure, models, plots, store, s
 from opd_bench.errors import UserError
 from opd_bench.exposure import Recording
 from opd_bench.page import html
-from opd_bench.report import estimate, markdown_table, number
+from opd_bench.report import estimate, markdown_table, number, percent
 from opd_bench.statistics import Array, Interval, macro_weights, over_items
 from opd_bench.suite import Student
 
@@ -100,7 +100,7 @@ def audit(students: list[str], teacher: str, settings: Settings, out: Path, cons
     whole = suite.suite(compared, ceiling.recording) if compared else None
     words = {name: _words(name, score, of, whole.students.get(name) if whole else None) for name, of in found.items()}
     result = Audit(score, words, _pairs(found, weights), whole)
-    _write(result, compared, list(found), out)
+    _write(result, list(found), out)
     return result
 
 
@@ -198,9 +198,7 @@ def _explained(figures: suite.Figures) -> str:
         return "The tasks do not say how many steps their problems need, so how much of its failure drift explains is not measured."
     if decay.share is None:
         return "It fails on no longer problem, so there is nothing for drift to explain."
-    share = f"{number(100 * decay.share.mean, 0)} %"
-    if decay.share.low is not None and decay.share.high is not None:
-        share += f" [{number(100 * decay.share.low, 0)}, {number(100 * decay.share.high, 0)}]"
+    share = percent(decay.share)
     if not decay.share.excludes_zero or decay.share.mean < 0:
         return f"Its failures on longer problems are what errors that strike every step alike would give (surplus {share} of them)."
     return (
@@ -213,16 +211,16 @@ def _pairs(found: Mapping[str, Checkpoint], weights: Mapping[str, float]) -> lis
     said = []
     for (a, one), (b, other) in combinations(found.items(), 2):
         solved = over_items({task: one.scores[task] - other.scores[task] for task in weights}, weights)
-        line = f"{a} − {b}: score {estimate_signed(solved, 3)}"
+        line = f"{a} − {b}: score {_signed(solved, 3)}"
         if one.recording and other.recording:
             excess_N = [exposure.excess_matrix(of.along["forward_kl"]) for of in (one.recording, other.recording)]
             gap = over_items({"prompts": excess_N[0] - excess_N[1]}, {"prompts": 1.0})
-            line += f", R − l·ε {estimate_signed(gap, 2)} nats"
+            line += f", R − l·ε {_signed(gap, 2)} nats"
         said.append(line + ".")
     return said
 
 
-def estimate_signed(value: Interval, digits: int) -> str:
+def _signed(value: Interval, digits: int) -> str:
     """``+.034 [.010, .058]``, and whether it can be told from 0."""
     bounds = "" if value.low is None else f" [{number(value.low, digits)}, {number(value.high, digits)}]"
     return f"{number(value.mean, digits, sign=True)}{bounds} ({'clear' if value.excludes_zero else 'not clear'})"
@@ -231,11 +229,11 @@ def estimate_signed(value: Interval, digits: int) -> str:
 # ---- files ------------------------------------------------------------------------------------------------------------------------
 
 
-def _write(found: Audit, compared: Mapping[str, Student], names: list[str], out: Path) -> None:
+def _write(found: Audit, names: list[str], out: Path) -> None:
     with store.disk_errors():
         document = {"schema": "opd-bench/audit/1", **asdict(found)}
         store.write_text(out / "audit.json", suite.as_json(document))
-        figures = plots.draw_exposure(found.suite, compared, names, out) if found.suite else []
+        figures = plots.draw_exposure(found.suite, names, out) if found.suite else []
         text = markdown(found, [path.name for path in figures])
         store.write_text(out / "audit.md", text)
         store.write_text(out / "audit.html", html(text, "opd-bench audit", out))

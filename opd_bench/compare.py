@@ -167,12 +167,7 @@ def _by_task(folder: Path, decoding: str, column: str = "score") -> dict[str, np
 
 def _point(folder: Path, share: float, spent: dict) -> CurvePoint:
     """What lies in ``folder``: a model at ``share`` of the budget, and what it had spent to get there."""
-    return CurvePoint(
-        share=share,
-        **spent,
-        greedy=_by_task(folder, "greedy"),
-        divergences=store.load_recording(folder / "recording.npz").along["forward_kl"],
-    )
+    return CurvePoint(share=share, **spent, greedy=_by_task(folder, "greedy"), recording=store.load_recording(folder / "recording.npz"))
 
 
 def _record(job: Job, out: Path, start: CurvePoint) -> ArmRecord:
@@ -190,7 +185,6 @@ def _record(job: Job, out: Path, start: CurvePoint) -> ArmRecord:
         saw=summary["saw"],
         sampled=_by_task(folder, "sampled"),
         curve=[start, *points, end],
-        recording=store.load_recording(folder / "recording.npz"),
         own_schedule=summary["own_schedule"],
         judge_auroc=_mean_known(summary.get("judge_auroc", {})),
         version=job.run_id,
@@ -224,7 +218,7 @@ def records(config: Config, out: Path, planned: list[Job]) -> tuple[Run, list[Ar
         teacher_sampled=_by_task(teacher.folder(out), "sampled"),
         cold_starts=[origin.greedy for origin in origins],
         cold_starts_sampled=[_by_task(start.folder(out), "sampled") for start in starts],
-        cold_starts_recordings=[store.load_recording(start.folder(out) / "recording.npz") for start in starts],
+        cold_starts_recordings=[origin.recording for origin in origins],
         teacher_recording=store.load_recording(teacher.folder(out) / "recording.npz"),
         cold_start_flops=manifest["cold_start_flops"],
         overlap=manifest["train_test_overlap"],
@@ -241,10 +235,9 @@ def publish(config: Config, out: Path, planned: list[Job]) -> Leaderboard:
     board = leaderboard.assemble(run, arms, config.exposure.draws, config.gates)
     names = list(dict.fromkeys(arm.method for arm in arms))
     plots.draw(board, run, arms, names, out)
-    students = _students(run, arms)
-    found = suite.suite(students, run.teacher_recording, config.exposure.draws)
+    found = suite.suite(_students(run, arms), run.teacher_recording, config.exposure.draws)
     store.write_text(out / "exposure.json", suite.to_json(found))
-    figures = plots.draw_exposure(found, students, [*names, suite.COLD_START], out, config.exposure.draws)
+    figures = plots.draw_exposure(found, names, out)
     store.write_text(out / "exposure.md", suite.markdown(found, [path.name for path in figures]))
     trained = [job for job in planned if job.method]
     charges = (

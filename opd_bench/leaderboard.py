@@ -115,34 +115,32 @@ class Method(Reference):
     judge_auroc: Number
 
 
-class Claim(_Model):
-    """The difference a − b; claimed iff p after Holm is below .05, the interval excludes 0 and no gate withholds a or b."""
+class Tested(_Model):
+    """A difference; claimed iff p after Holm is below .05 (the interval then excludes 0) and no gate withholds one of its methods."""
+
+    difference: Number
+    low: Number
+    high: Number
+    p: float
+    p_holm: float
+    claimed: bool
+    by_start: list[Number]  # the difference from each cold start
+
+
+class Claim(Tested):
+    """The difference a − b."""
 
     a: str
     b: str
     family: Literal["score", "excess"]
-    difference: Number
-    low: Number
-    high: Number
-    p: float
-    p_holm: float
-    claimed: bool
-    by_start: list[Number]  # the difference from each cold start
 
 
-class Contrast(_Model):
-    """Σ weight · score; claimed iff p after Holm over its family's contrasts is below .05 and no gate withholds one of its methods."""
+class Contrast(Tested):
+    """Σ weight · score."""
 
     name: str
     weights: dict[str, float]  # by method; they sum to 0
     family: Literal["score", "sampled", "excess"]
-    difference: Number
-    low: Number
-    high: Number
-    p: float
-    p_holm: float
-    claimed: bool
-    by_start: list[Number]  # the difference from each cold start
 
 
 class Gate(_Model):

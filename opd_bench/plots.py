@@ -10,7 +10,7 @@ Shapes: S seeds, K budgets of a learning curve, T response positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from opd_bench import exposure
 from opd_bench.leaderboard import CurvePoint, Estimate, Leaderboard
 from opd_bench.records import ArmRecord, Run
 from opd_bench.statistics import Interval
-from opd_bench.suite import Student, Suite
+from opd_bench.suite import Suite
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 MARKERS = ["o", "s", "^", "D", "v"]
@@ -55,6 +55,8 @@ def draw(board: Leaderboard, run: Run, arms: list[ArmRecord], methods: list[str]
 
 def style(methods: list[str], name: str) -> tuple[str, str]:
     """Colour and marker of a method."""
+    if name not in methods:
+        return GREY, "x"  # the cold start
     place = methods.index(name)
     return COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
 
@@ -196,9 +198,9 @@ def _divergence_panel(panel: Axes, records: list[exposure.Divergences], colour: 
     panel.grid(alpha=0.3)
 
 
-def draw_exposure(found: Suite, students: Mapping[str, Student], names: list[str], folder: Path, draws: int = 1000) -> list[Path]:
-    """Write the figures of the exposure-bias suite into ``folder``; ``names`` is the order of the colours."""
-    figures = {"exposure_by_length.png": exposure_by_length(students, names, draws)}
+def draw_exposure(found: Suite, names: list[str], folder: Path) -> list[Path]:
+    """Write the figures of the exposure-bias suite into ``folder``; ``names`` is the order of the colours, the cold start is grey."""
+    figures = {"exposure_by_length.png": exposure_by_length(found, names)}
     if any(of.contrast for of in found.students.values()):
         figures["prefix_contrast.png"] = prefix_contrast(found, names)
         figures["recovery.png"] = recovery(found, names)
@@ -207,16 +209,14 @@ def draw_exposure(found: Suite, students: Mapping[str, Student], names: list[str
     return [folder / name for name in figures]
 
 
-def exposure_by_length(students: Mapping[str, Student], names: list[str], draws: int = 1000) -> Figure:
+def exposure_by_length(found: Suite, names: list[str]) -> Figure:
     """R − l·ε and ExAccErr up to each length, with bands."""
     figure = _figure(3.8)
     panels = list(figure.subplots(1, 2).flat)
-    for name, student in sorted(students.items(), key=lambda pair: names.index(pair[0])):
-        records = [recording.along["forward_kl"] for recording in student.recordings]
-        along = exposure.curves_over_seeds(records, np.random.default_rng(0), draws)
+    for name, student in found.students.items():
         colour, _ = style(names, name)
         for panel, column in zip(panels, ("excess", "exaccerr"), strict=True):
-            band = along[column]
+            band = student.by_length[column]
             length_T = np.arange(1, len(band.mean_T) + 1)
             panel.fill_between(length_T, band.low_T, band.high_T, color=colour, alpha=0.12, linewidth=0)
             panel.plot(length_T, band.mean_T, color=colour, linewidth=1.5, label=name)
@@ -255,7 +255,7 @@ def _grouped(found: Suite, names: list[str], what: str, column: str, along: str,
     """One value per student and place, side by side with its interval."""
     figure = _figure(3.6)
     axes = figure.subplots()
-    shown = sorted(found.students, key=names.index)
+    shown = list(found.students)
     pairs = {name: getattr(found.students[name], what) for name in shown}
     places = list(dict.fromkeys(place for of in pairs.values() for place, pair in of.items() if pair))
     for offset, name in zip(np.linspace(-0.25, 0.25, len(shown)) if len(shown) > 1 else [0.0], shown, strict=True):

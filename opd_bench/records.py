@@ -25,7 +25,11 @@ class CurvePoint:
     tokens: dict[str, int]
     seconds: dict[str, float]
     greedy: dict[str, np.ndarray]
-    divergences: exposure.Divergences
+    recording: exposure.Recording  # in full at the cold start and at the whole budget, else of KL(T‖S) alone
+
+    @property
+    def divergences(self) -> exposure.Divergences:
+        return self.recording.along["forward_kl"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,6 @@ class ArmRecord:
     saw: list[str]  # e.g. teacher text, teacher distributions, judge
     sampled: dict[str, np.ndarray]
     curve: list[CurvePoint]  # from the cold start to the whole budget
-    recording: exposure.Recording  # of its end, in full
     own_schedule: bool = False  # each smaller budget was trained for separately
     judge_auroc: float | None = None  # mean over tasks; None where no judge was asked
     version: str | None = None  # of the method's source
@@ -57,6 +60,10 @@ class ArmRecord:
     @property
     def divergences(self) -> exposure.Divergences:
         return self.end.divergences
+
+    @property
+    def recording(self) -> exposure.Recording:
+        return self.end.recording
 
 
 @dataclass(frozen=True)

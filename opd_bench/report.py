@@ -58,6 +58,14 @@ def estimate(value: Estimate | Interval | None, digits: int = 3, unit: str = "")
     return mean if value.low is None and value.high is None else f"{mean} [{number(value.low, digits)}, {number(value.high, digits)}]"
 
 
+def percent(value: Estimate | Interval | None) -> str:
+    """``40 % [33, 47]``; the mean alone where the interval is undefined."""
+    if value is None or value.mean is None:
+        return NONE
+    low, high = (number(None if bound is None else 100 * bound, 0) for bound in (value.low, value.high))
+    return f"{number(100 * value.mean, 0)} %" + ("" if NONE in (low, high) else f" [{low}, {high}]")
+
+
 def wall_time(seconds: float) -> str:
     """``42s``, ``3m05s`` or ``2h10m``."""
     minutes, rest = divmod(round(seconds), 60)
@@ -155,13 +163,6 @@ def curve_columns(board: Leaderboard) -> list[str]:
 
 def curve_rows(board: Leaderboard) -> list[list[str]]:
     """Score at each budget, and the share of the gap from cold start to teacher that the whole budget recovered."""
-
-    def percent(value: Estimate | None) -> str:
-        if value is None or value.mean is None:
-            return NONE
-        low, high = (number(None if bound is None else 100 * bound, 0) for bound in (value.low, value.high))
-        return f"{number(100 * value.mean, 0)} %" + ("" if NONE in (low, high) else f" [{low}, {high}]")
-
     return [[method.name, *(estimate(point.score) for point in method.curve), percent(method.recovered)] for method in board.methods]
 
 
@@ -186,10 +187,10 @@ def time_rows(board: Leaderboard) -> list[list[str]]:
     if board.profile is None:
         return []
 
-    def percent(time: float | None) -> str:
+    def share(time: float | None) -> str:
         return NONE if time is None else f"{time / board.budget.limit:.0%}"
 
-    return [[name, *(", ".join(map(percent, times)) for times in tasks.values())] for name, tasks in board.profile.times.items()]
+    return [[name, *(", ".join(map(share, times)) for times in tasks.values())] for name, tasks in board.profile.times.items()]
 
 
 def profile_rows(board: Leaderboard) -> list[list[str]]:

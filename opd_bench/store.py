@@ -115,7 +115,7 @@ def sweep(out: Path) -> None:
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    np.savez_compressed(buffer, **arrays)  # pyright: ignore[reportArgumentType]
     with disk_errors(), whole_file(path) as part:
         part.write_bytes(buffer.getbuffer())
 

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from opd_bench import exposure
-from opd_bench.exposure import FRACTIONS, INJECTIONS, Decay, Ended, Falsifier, Paired, Recording
-from opd_bench.report import NONE, estimate, markdown_table, number
+from opd_bench.exposure import FRACTIONS, INJECTIONS, Band, Decay, Ended, Falsifier, Paired, Recording
+from opd_bench.report import estimate, markdown_table, percent
 from opd_bench.statistics import Array, Interval
 
 MEASURES = {
@@ -57,6 +57,7 @@ class Figures:
     recovery: dict[str, Paired | None]  # by injection: the student (a) and the teacher (b)
     support: dict[str, Interval | None]  # on own ("student") and on the teacher's prefixes
     decay: Decay | None
+    by_length: dict[str, Band]  # "excess" and "exaccerr" up to each length
     drifts_from: int | None  # first length from which on the band of R − l·ε stays above 0
     precision: str
 
@@ -85,7 +86,7 @@ def figures(student: Student, draws: int = 1000) -> Figures:
         return np.random.default_rng(0)
 
     temperatures = [record.temperature for record in records if record.temperature is not None]
-    excess = exposure.curves_over_seeds([record.along["forward_kl"] for record in records], rng(), draws)["excess"]
+    by_length = exposure.curves_over_seeds([record.along["forward_kl"] for record in records], rng(), draws)
     steps_N = np.concatenate([student.steps[task] for task in student.greedy])
     full, placed = "support" in records[0].along, records[0].continued
     return Figures(
@@ -96,7 +97,8 @@ def figures(student: Student, draws: int = 1000) -> Figures:
         recovery={what: exposure.recovery(records, what, rng(), draws) for what in INJECTIONS} if placed else {},
         support=exposure.support_overlap(records, rng(), draws) if full else {},
         decay=exposure.length_decay(np.concatenate([*student.greedy.values()], axis=1), steps_N, rng(), draws),
-        drifts_from=drifts_from(excess.low_T),
+        by_length={column: by_length[column] for column in ("excess", "exaccerr")},
+        drifts_from=drifts_from(by_length["excess"].low_T),
         precision=exposure.precision(records).said,
     )
 
@@ -121,6 +123,8 @@ def as_json(document: Any) -> str:
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _finite(each) for key, each in value.items()}
+    if isinstance(value, np.ndarray):
+        return _finite(value.tolist())
     if isinstance(value, list | tuple):
         return [_finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -172,7 +176,11 @@ def tables(found: Suite) -> dict[str, tuple[list[str], list[list[str]], str]]:
         ),
         "Length decay": (
             ["student", "one step", "surplus loss", "share of the failure"],
-            [[name, *_decay(of.decay)] for name, of in students.items() if of.decay],
+            [
+                [name, estimate(of.decay.one_step), estimate(of.decay.surplus), percent(of.decay.share)]
+                for name, of in students.items()
+                if of.decay
+            ],
             "Loss on longer problems beyond aⁿ, a being the accuracy of one step: what exposure bias may explain, at most.",
         ),
     }
@@ -188,18 +196,6 @@ def _paired(students: Mapping[str, Figures], what: str, cells: Any, of: str = ""
     places = dict.fromkeys(place for pairs in found.values() for place in pairs)
     label = (lambda place: f"{float(place):.0%} {of}") if of else str
     return [[name, label(place), *cells(pairs[place])] for place in places for name, pairs in found.items() if pairs.get(place)]
-
-
-def _decay(decay: Decay) -> list[str]:
-    def percent(value: Interval | None) -> str:
-        if value is None:
-            return NONE
-        bounds = (
-            "" if value.low is None else f" [{number(100 * value.low, 0)}, {number(None if value.high is None else 100 * value.high, 0)}]"
-        )
-        return f"{number(100 * value.mean, 0)} %{bounds}"
-
-    return [estimate(decay.one_step), estimate(decay.surplus), percent(decay.share)]
 
 
 def sentences(found: Suite) -> list[str]:

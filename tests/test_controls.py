@@ -17,6 +17,7 @@ from opd_bench.cli import main
 from opd_bench.config import load, size
 from opd_bench.embedded import controls
 from opd_bench.errors import RunError
+from opd_bench.exposure import Recording
 from opd_bench.leaderboard import Leaderboard, assemble
 from opd_bench.models import load_model, load_tokenizer
 from opd_bench.records import ArmRecord, Run
@@ -26,7 +27,7 @@ from opd_bench.resources import EMBEDDED
 def board(rates: dict[str, float], run: Run | None = None, silent: bool = False, **changes) -> Leaderboard:
     arms: list[ArmRecord] = [replace(arm, **changes) for arm in arms_of(rates, 2)]
     if silent:
-        arms = [replace(arm, curve=[replace(arm.end, divergences=divergences(0.0, 0.0))]) for arm in arms]
+        arms = [replace(arm, curve=[replace(arm.end, recording=Recording({"forward_kl": divergences(0.0, 0.0)}, {}))]) for arm in arms]
     return assemble(run or run_of(2), arms, draws=20)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from test_exposure import alive, full, rng
 
 from opd_bench import exposure
 from opd_bench.errors import UserError
@@ -24,18 +25,6 @@ from opd_bench.exposure import (
 from opd_bench.statistics import Interval
 
 NAN = float("nan")
-
-
-def rng(seed: int = 7) -> np.random.Generator:
-    return np.random.default_rng(seed)
-
-
-def alive(lengths: list[int], width: int) -> np.ndarray:
-    return np.arange(width) < np.array(lengths)[:, None]
-
-
-def full(student_NT: np.ndarray, teacher_NT: np.ndarray) -> Divergences:
-    return Divergences(student_NT, np.ones_like(student_NT, dtype=bool), teacher_NT, np.ones_like(teacher_NT, dtype=bool))
 
 
 def noisy(prompts: int, bias: float = 0.0, seed: int = 7) -> Divergences:

@@ -31,7 +31,10 @@ def ended(length: int, cut: int) -> Divergences:
 
 def sound() -> tuple[Run, dict[str, list[ArmRecord]]]:
     run = replace(run_of(2), cold_starts_recordings=[agreeing(0.8)])
-    arms = [replace(arm, curve=[replace(arm.end, divergences=ended(5, 0))]) for arm in arms_of({"opd": 0.7, "opd_rlaif": 0.6}, 2)]
+    arms = [
+        replace(arm, curve=[replace(arm.end, recording=Recording({"forward_kl": ended(5, 0)}, {}))])
+        for arm in arms_of({"opd": 0.7, "opd_rlaif": 0.6}, 2)
+    ]
     arms = [replace(arm, saw=["judge"], judge_auroc=0.9) if arm.method == "opd_rlaif" else arm for arm in arms]
     return run, {name: [arm for arm in arms if arm.method == name] for name in ("opd", "opd_rlaif")}
 
@@ -58,7 +61,7 @@ def leak(run: Run, arms: dict) -> Run:
 
 
 def cut_short(run: Run, arms: dict) -> Run:
-    arms["opd"] = [replace(arm, curve=[replace(arm.end, divergences=ended(5, 3))]) for arm in arms["opd"]]
+    arms["opd"] = [replace(arm, curve=[replace(arm.end, recording=Recording({"forward_kl": ended(5, 3)}, {}))]) for arm in arms["opd"]]
     return run
 
 

@@ -64,10 +64,12 @@ def arm(method: str, seed: int, rate: float, gap: Divergences | None = None) -> 
         sampled=items(rate - 0.25),
         curve=[
             CurvePoint(
-                1.0, *({"student_update": amount} for amount in (7 * 10**11, 10**6, 30.0)), items(rate), gap or divergences(0.3, 0.2)
+                1.0,
+                *({"student_update": amount} for amount in (7 * 10**11, 10**6, 30.0)),
+                items(rate),
+                Recording({"forward_kl": gap or divergences(0.3, 0.2)}, {}),
             )
         ],
-        recording=Recording({"forward_kl": gap or divergences(0.3, 0.2)}, {}),
     )
 
 

@@ -47,9 +47,8 @@ def measured(seeds: int) -> tuple[Run, list[ArmRecord]]:
             [
                 CurvePoint(share, *({"student_update": int(share * total)} for total in (1.5e12, 1e6, 30)), items(rng, rate * share), gap)
                 for share in (0.5, 1.0)
-                for gap in [divergences(rng, growth)]
+                for gap in [Recording({"forward_kl": divergences(rng, growth)}, {})]
             ],
-            Recording({"forward_kl": divergences(np.random.default_rng(1), growth)}, {}),
         )
         for method, rate, growth in (("sft", 0.6, 0.2), ("offline_kd", 0.7, 0.1), ("opd", 0.8, 0.0))
         for seed in range(seeds)
@@ -173,7 +172,11 @@ def test_undefined_and_withheld_are_a_dash():
     run, arms = measured(1)
     alive_NT = np.ones((16, 4), dtype=bool)
     same = Divergences(np.zeros((16, 4)), alive_NT, np.zeros((16, 4)), alive_NT)
-    board = assemble(run, [replace(arm, curve=[replace(arm.end, divergences=same)], share_spent=0.5) for arm in arms], draws=100)
+    board = assemble(
+        run,
+        [replace(arm, curve=[replace(arm.end, recording=Recording({"forward_kl": same}, {}))], share_spent=0.5) for arm in arms],
+        draws=100,
+    )
     assert all(row[0] == report.NONE for row in report.score_rows(board)[1:-1])
     assert all(row[4] == report.NONE for row in report.exposure_rows(board)[:-1])
     for text in (report.markdown(board), shown(board, 100)):
