@@ -12,11 +12,10 @@ A ratio flatters a student whose ε is poor: never show it without R, l·ε and 
 Rollouts that ended: ``ended="zero"`` (the headline) lets a finished rollout contribute 0 from then on; ``ended="drop"``
 averages each position over the living, then sums, so it is undefined from where nobody lives.
 
-Intervals are 95 % percentile bootstraps over prompts and seeds, drawn independently; a draw of prompts holds for all seeds and for all
-that is compared. Generators of one state give every method the same draws.
+Intervals are 95 % percentile bootstraps over prompts and seeds, drawn independently; generators of one state give all the same draws.
 
 Shapes: N prompts or items, T response positions, S training seeds, L numbers of steps, D draws (row 0 the sample itself), 2 sides
-(student, teacher), K states and V tokens of a Markov chain.
+(student, teacher), K states, V tokens.
 
 Known limits: the estimators see only what was recorded; in the ratio convention every value must come from a fresh teacher token. The
 bootstrap over few seeds is narrow ((S−1)/S of the seeds' variance), and has no width at a rate of 0 or 1: claims come from
@@ -34,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opd_bench.errors import UserError
-from opd_bench.statistics import ALPHA, Array, Interval, smallest_p, two_way_interval, two_way_variance
+from opd_bench.statistics import ALPHA, Array, Interval, over_items, smallest_p, two_way_interval, two_way_variance
 
 # Nats per position. Equal models differ by about 1e-8 to 1e-7 in float32, of either sign; sums below this are reported as 0.
 NOISE = 1e-6
@@ -412,22 +411,26 @@ def length_decay(scores_SN: Array, steps_N: Array, rng: Rng, draws: int = 1000) 
 
 
 def precision(recordings: Sequence[Recording], measure: str = "forward_kl") -> Precision:
-    """What the prompts of ``recordings`` buy; the two-way variance is split into what more prompts remove and what they do not."""
+    """What the prompts of ``recordings`` buy; the variance is split into what more prompts remove and what they do not."""
     excess_SN = np.stack([excess_matrix(record) for record in _recorded(recordings, "along", measure)])
     seeds, prompts = excess_SN.shape
-    interval = two_way_interval({"prompts": excess_SN}, {"prompts": 1.0})
+    weights, several = {"prompts": 1.0}, seeds > 1
+    interval = two_way_interval({"prompts": excess_SN}, weights) if several else over_items({"prompts": excess_SN[0]}, weights)
     if interval.high is None:
-        return Precision(prompts, None, None, None, "One seed or one prompt has no interval: record two of each.")
-    variance = two_way_variance({"prompts": excess_SN}, {"prompts": 1.0})
+        return Precision(prompts, None, None, None, "One prompt has no interval: record more.")
+    by_prompt = float(excess_SN.mean(axis=0).var(ddof=1)) / prompts
+    variance = two_way_variance({"prompts": excess_SN}, weights) if several else by_prompt
     if not variance:
         return Precision(prompts, 0.0, None, None, "Every seed and every prompt gives the same R − l·ε.")
-    fixed = max(0.0, variance - float(excess_SN.mean(axis=0).var(ddof=1)) / prompts)
+    fixed = max(0.0, variance - by_prompt)
     room = variance / 4 - fixed
     needed = int(np.ceil(round(prompts * ((variance - fixed) / room), 6))) if room > 0 else None
     half_width = interval.high - interval.mean
     advice = f"{needed} prompts would halve that" if needed else "no number of prompts halves that: train more seeds"
-    said = f"± {half_width:.2g} nats from {prompts} prompts and {seeds} seeds, {fixed / variance:.0%} of its variance from seeds: {advice}."
-    return Precision(prompts, half_width, fixed / variance, needed, said)
+    said = (
+        f"± {half_width:.2g} nats from {prompts} prompts and {seeds} seed{'s' * several}, {fixed / variance:.0%} of its variance from seeds"
+    )
+    return Precision(prompts, half_width, fixed / variance, needed, f"{said}: {advice}.")
 
 
 def falsifiers(methods: Mapping[str, Sequence[Recording]], teacher: Recording) -> list[Falsifier]:

@@ -234,9 +234,12 @@ def test_where_seeds_dominate_no_prompts_help_and_it_says_so():
     assert more.half_width > found.half_width / 2
 
 
-def test_one_seed_does_not_know_its_precision():
-    found = precision(crossed(1, 50, 1.0, 1.0, 1.0))
-    assert (found.half_width, found.seed_share, found.prompts_to_halve) == (None, None, None)
+def test_one_seed_speaks_of_its_prompts_alone():
+    recordings = crossed(1, 50, 1.0, 1.0, 1.0)
+    found, excess_N = precision(recordings), exposure.excess_matrix(recordings[0].along["forward_kl"])
+    assert found.half_width == pytest.approx(1.959963984540054 * excess_N.std(ddof=1) / 50**0.5)
+    assert (found.seed_share, found.prompts_to_halve) == (0, 200)
+    assert precision(crossed(1, 1, 1.0, 1.0, 1.0)).half_width is None
 
 
 # ---- falsifiers -------------------------------------------------------------------------------------------------------------------
