@@ -425,12 +425,12 @@ def precision(recordings: Sequence[Recording], measure: str = "forward_kl") -> P
     fixed = max(0.0, variance - by_prompt)
     room = variance / 4 - fixed
     needed = int(np.ceil(round(prompts * ((variance - fixed) / room), 6))) if room > 0 else None
-    half_width = interval.high - interval.mean
+    half_width, share = interval.high - interval.mean, fixed / variance
     advice = f"{needed} prompts would halve that" if needed else "no number of prompts halves that: train more seeds"
     said = (
-        f"± {half_width:.2g} nats from {prompts} prompts and {seeds} seed{'s' * several}, {fixed / variance:.0%} of its variance from seeds"
+        f"± {half_width:.2g} nats from {prompts} prompts and {seeds} seed{'s' * several}, {share:.0%} of its variance from seeds: {advice}."
     )
-    return Precision(prompts, half_width, fixed / variance, needed, f"{said}: {advice}.")
+    return Precision(prompts, half_width, share, needed, said)
 
 
 def falsifiers(methods: Mapping[str, Sequence[Recording]], teacher: Recording) -> list[Falsifier]:
