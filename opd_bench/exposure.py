@@ -14,8 +14,7 @@ averages each position over the living, then sums, so it is undefined from where
 
 Intervals are 95 % percentile bootstraps over prompts and seeds, drawn independently; generators of one state give all the same draws.
 
-Shapes: N prompts or items, T response positions, S training seeds, L numbers of steps, D draws (row 0 the sample itself), 2 sides
-(student, teacher), K states, V tokens.
+Shapes: N prompts or items, T response positions, S training seeds, L numbers of steps, D draws (row 0 the sample), 2 sides, K states.
 
 Known limits: the estimators see only what was recorded; in the ratio convention every value must come from a fresh teacher token. The
 bootstrap over few seeds is narrow ((S−1)/S of the seeds' variance), and has no width at a rate of 0 or 1: claims come from
