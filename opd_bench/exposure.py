@@ -422,8 +422,7 @@ def precision(recordings: Sequence[Recording], measure: str = "forward_kl") -> P
     if not variance:
         return Precision(prompts, 0.0, None, None, "Every seed and every prompt gives the same R − l·ε.")
     fixed = max(0.0, variance - by_prompt)
-    room = variance / 4 - fixed
-    needed = int(np.ceil(round(prompts * ((variance - fixed) / room), 6))) if room > 0 else None
+    needed = int(np.ceil(round(prompts * (variance - fixed) / (variance / 4 - fixed), 6))) if variance > 4 * fixed else None
     half_width, share = interval.high - interval.mean, fixed / variance
     advice = f"{needed} prompts would halve that" if needed else "no number of prompts halves that: train more seeds"
     said = (
