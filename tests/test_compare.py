@@ -151,6 +151,11 @@ def test_a_run_leaves_every_file_and_a_valid_leaderboard(finished):
     jsonschema.validate(board, json.loads(leaderboard.SCHEMA_FILE.read_text(encoding="utf-8")))
     assert {method["name"] for method in board["methods"]} == set(METHODS)
     assert all(name in (finished / "leaderboard.md").read_text(encoding="utf-8") for name in METHODS)
+    exposed = json.loads((finished / "exposure.json").read_text(encoding="utf-8"))
+    assert exposed["students"].keys() == {*METHODS, "cold start"}
+    assert exposed["falsifiers"][0] == {**exposed["falsifiers"][0], "name": "teacher as student", "held": True}
+    for method in board["methods"]:  # one gap, in both places
+        assert exposed["students"][method["name"]]["gaps"]["forward_kl"]["zero"]["excess"]["mean"] == method["exposure"]["excess"]["mean"]
     manifest = json.loads((finished / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["command"] == board["command"] == "opd-bench compare"
     assert len(manifest["jobs"]) == 2 + 2 * len(METHODS)
