@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from opd_bench import leaderboard, report
 from opd_bench.bench import Bench
 from opd_bench.config import tiers
 from opd_bench.flops import FlopCount
@@ -134,3 +135,14 @@ def test_time_of_a_comparison_is_accounted_for_whole():
     assert places["harness"] == pytest.approx(16 - (2 + 1.75 + 4.5 + 0.5 + 2.5 + 0.25 + 0.5))
     assert sum(places.values()) == pytest.approx(16)
     assert "| charged compute + evaluation | 11.5 | 71.9% |" in script["table"](places)
+
+
+def test_the_table_on_the_front_page_is_that_of_the_committed_leaderboard():
+    board = leaderboard.read(ROOT / "results/embedded/leaderboard.json")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"`{board.command}`" in text
+    for method in board.methods:
+        gap = method.exposure
+        assert gap
+        assert f"\n| {method.rank} | {method.name} | {report.estimate(method.score)} | {report.percent(method.recovered)} |" in text
+        assert f"| {report.estimate(gap.excess, 2)} | {report.estimate(gap.exaccerr, 0, ' %').split(' [')[0]} |" in text
