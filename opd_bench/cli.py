@@ -88,6 +88,9 @@ def compare(
     match: Annotated[str | None, typer.Option(help="what binds: flops, wall-clock, student-tokens, teacher-tokens or dollars")] = None,
     budget: Annotated[float | None, typer.Option(help="per arm, in FLOPs, seconds, tokens or dollars, as --match says")] = None,
     budgets: Annotated[str | None, typer.Option(help="shares of it to score at, for learning curves, such as 0.25,0.5,1")] = None,
+    exposure_prompts: Annotated[
+        int | None, typer.Option(min=2, help="per task, for the exposure-bias figures; they say what N buys")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="results folder; default results/TIER-HASH, the hash of the configuration")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="arms side by side; default one per core")] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="run everything at a size that ends in under 60 seconds")] = False,
@@ -115,6 +118,7 @@ def compare(
     overlays += [_matched(match, budget, overlays)] if match is not None else []
     overlays += [{"budget": {"limit": budget}}] if budget is not None else []
     overlays += [{"budget": {"points": _points(budgets)}}] if budgets is not None else []
+    overlays += [{"exposure": {"prompts": exposure_prompts}}] if exposure_prompts is not None else []
     settings = load(tier, overlays)
     folder = out or Path("results") / f"{'controls' if controls else tier}-{settings.digest}"
     workers, command = jobs or os.cpu_count() or 1, shlex.join(["opd-bench", *sys.argv[1:]])

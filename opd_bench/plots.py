@@ -35,6 +35,7 @@ ALONG: dict[str, Callable[[CurvePoint], Estimate | None]] = {  # what is drawn a
     "ExAccErr (%)": lambda point: point.exposure.exaccerr,
 }
 MEASURES = {"score": "Greedy score", "sampled": "Sampled score", "excess": "R − l·ε (nats)"}  # of a contrast
+SETTLED = 10  # tokens from which on ExAccErr sets the scale of its figure
 FEWEST_ALIVE = 0.05  # positions with a smaller share of living rollouts are too noisy to draw
 
 
@@ -170,7 +171,9 @@ def divergence_by_position(arms: list[ArmRecord], methods: list[str]) -> Figure:
     figure = _figure(0.9 + 2.3 * rows)
     panels = list(figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).flat)
     for panel, name in zip(panels, names, strict=False):
-        _divergence_panel(panel, [arm.divergences for arm in arms if arm.method == name], style(methods, name)[0])
+        group = [arm.recording for arm in arms if arm.method == name]
+        _divergence_panel(panel, [of.along["forward_kl"] for of in group], style(methods, name)[0])
+        _entropy_line(panel, [of.along["teacher_entropy"] for of in group if "teacher_entropy" in of.along])
         panel.set_title(name, fontsize=10)
     for panel in panels[len(names) :]:
         panel.set_visible(False)
@@ -198,6 +201,16 @@ def _divergence_panel(panel: Axes, records: list[exposure.Divergences], colour: 
     panel.grid(alpha=0.3)
 
 
+def _entropy_line(panel: Axes, records: list[exposure.Divergences]) -> None:
+    """The teacher's own uncertainty on the student's prefixes: where it is large, so may a divergence be without any bias."""
+    if records:
+        entropy_ST = [exposure.curves(record, "drop").student_T for record in records]
+        alive_ST = [exposure.curves(record, "drop").student_alive_T / len(record) for record in records]
+        shown = min(int((alive_T >= FEWEST_ALIVE).sum()) for alive_T in alive_ST)
+        mean_T = np.mean([entropy_T[:shown] for entropy_T in entropy_ST], axis=0)
+        panel.plot(np.arange(1, shown + 1), mean_T, ":", color=GREY, linewidth=1.2, label="teacher's entropy, own prefixes")
+
+
 def draw_exposure(found: Suite, names: list[str], folder: Path) -> list[Path]:
     """Write the figures of the exposure-bias suite into ``folder``; ``names`` is the order of the colours, the cold start is grey."""
     figures = {"exposure_by_length.png": exposure_by_length(found, names)}
@@ -220,6 +233,9 @@ def exposure_by_length(found: Suite, names: list[str]) -> Figure:
             length_T = np.arange(1, len(band.mean_T) + 1)
             panel.fill_between(length_T, band.low_T, band.high_T, color=colour, alpha=0.12, linewidth=0)
             panel.plot(length_T, band.mean_T, color=colour, linewidth=1.5, label=name)
+    late = [of.by_length["exaccerr"].high_T[SETTLED:] for of in found.students.values()]
+    top = max((float(high) for high_T in late for high in high_T if np.isfinite(high)), default=None)
+    panels[1].set_ylim(top=top and 1.1 * top)  # the first lengths divide by next to nothing
     for panel, label in zip(panels, ("R − l·ε (nats)", "ExAccErr (%)"), strict=True):
         panel.axhline(0, color=GREY, linewidth=0.8)
         panel.set_ylabel(label, fontsize=9)
