@@ -15,6 +15,8 @@ Shapes: N items of a task or prompts.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -24,7 +26,7 @@ import numpy as np
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from opd_bench import continuations, evaluate, exposure, models, plots, store, suite
+from opd_bench import continuations, evaluate, exposure, models, plan, plots, store, suite
 from opd_bench.errors import UserError
 from opd_bench.exposure import Recording
 from opd_bench.page import html
@@ -87,16 +89,14 @@ def audit(students: list[str], teacher: str, settings: Settings, out: Path, cons
     named = names_of(students)
     tasks = evaluate.load_suite(settings.stem, settings.coding, settings.task_path)
     evaluate.consent(tasks)
-    expert, tokenizer = models.load_model(teacher), models.load_tokenizer(teacher)
-    ceiling = _measured(TEACHER, expert, tokenizer, expert, tokenizer, tasks, settings, out, console)
-    found = {}
-    for name, location in named.items():
-        model, own = models.load_model(location), models.load_tokenizer(location)
-        found[name] = _measured(name, model, own, expert, tokenizer, tasks, settings, out, console)
+    bench = Bench(tasks, settings, models.load_model(teacher), models.load_tokenizer(teacher), models.weights_digest(teacher), out, console)
+    ceiling = bench.measured(TEACHER, teacher)
+    if ceiling.recording is None:
+        raise UserError(f"the teacher cannot be measured: {ceiling.unmeasured}")
+    found = {name: bench.measured(name, location) for name, location in named.items()}
     weights = _weights(tasks)
     score = {name: over_items(of.scores, weights) for name, of in {TEACHER: ceiling, **found}.items()}
     compared = {name: Student([of.recording], _rows(of.scores), of.steps) for name, of in found.items() if of.recording}
-    assert ceiling.recording
     whole = suite.suite(compared, ceiling.recording) if compared else None
     words = {name: _words(name, score, of, whole.students.get(name) if whole else None) for name, of in found.items()}
     result = Audit(score, words, _pairs(found, weights), whole)
@@ -104,42 +104,59 @@ def audit(students: list[str], teacher: str, settings: Settings, out: Path, cons
     return result
 
 
-def _measured(
-    name: str,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    expert: PreTrainedModel,
-    expert_tokenizer: PreTrainedTokenizerBase,
-    tasks: evaluate.TaskSuite,
-    settings: Settings,
-    out: Path,
-    console: Console,
-) -> Checkpoint:
-    """``name`` scored and recorded, from the files of an earlier audit of the same checkpoint where they lie."""
-    with console.status(f"{name}: scoring"):
-        items = evaluate.evaluate(model, tokenizer, tasks, batch_size=settings.batch_size, limit=settings.limit)
-    scores, steps = (
-        {task: np.array([of(item) for item in items if item.task == task], float) for task in tasks.tasks} for of in (_score, _steps)
-    )
-    said = ", ".join(f"{task} {values.mean():.3f}" for task, values in scores.items())
-    console.print(f"{name}: {said}", highlight=False, markup=False)
-    try:
-        models.agree(tokenizer, expert_tokenizer)
-    except UserError as error:
-        return Checkpoint(scores, steps, None, str(error))
-    with console.status(f"{name}: recording rollouts"):
-        recording = continuations.record(
-            model,
-            expert,
-            tokenizer,
-            tasks,
-            count=settings.prompts,
-            max_response=settings.max_response or longest(tasks),
-            seed=settings.seed,
-            kept=out / "rollouts",
-            continued=0 if name == TEACHER else None,
+@dataclass(frozen=True)
+class Bench:
+    """What all checkpoints are measured with. What was measured lies under ``out`` and is taken from there by the same audit, run again."""
+
+    tasks: evaluate.TaskSuite
+    settings: Settings
+    teacher: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    teacher_digest: str
+    out: Path
+    console: Console
+
+    def measured(self, name: str, location: str) -> Checkpoint:
+        """The checkpoint at ``location`` scored and recorded."""
+        kept = self.out / "kept" / self._digest(self.teacher_digest)
+        folder = kept / (TEACHER if name == TEACHER else self._digest(models.weights_digest(location)))
+        model, tokenizer = (
+            (self.teacher, self.tokenizer) if name == TEACHER else (models.load_model(location), models.load_tokenizer(location))
         )
-    return Checkpoint(scores, steps, recording)
+        if not (folder / "items.jsonl").is_file():
+            with self.console.status(f"{name}: scoring"):
+                items = evaluate.evaluate(model, tokenizer, self.tasks, batch_size=self.settings.batch_size, limit=self.settings.limit)
+            store.write_jsonl(folder / "items.jsonl", map(asdict, items))
+        rows = store.read_jsonl(folder / "items.jsonl")
+        scores, steps = ({task: _column(rows, task, of) for task in self.tasks.tasks} for of in ("score", "steps"))
+        said = ", ".join(f"{task} {values.mean():.3f}" for task, values in scores.items())
+        self.console.print(f"{name}: {said}", highlight=False, markup=False)
+        try:
+            models.agree(tokenizer, self.tokenizer)
+            if not (folder / "recording.npz").is_file():
+                with self.console.status(f"{name}: recording rollouts"):
+                    store.save_recording(folder / "recording.npz", self._record(model, kept, None if name != TEACHER else 0))
+        except UserError as error:
+            return Checkpoint(scores, steps, None, str(error))
+        return Checkpoint(scores, steps, store.load_recording(folder / "recording.npz"))
+
+    def _record(self, model: PreTrainedModel, kept: Path, continued: int | None) -> Recording:
+        count, most = self.settings.prompts, self.settings.max_response or longest(self.tasks)
+        return continuations.record(
+            model,
+            self.teacher,
+            self.tokenizer,
+            self.tasks,
+            count=count,
+            max_response=most,
+            seed=self.settings.seed,
+            kept=kept,
+            continued=continued,
+        )
+
+    def _digest(self, weights: str) -> str:
+        settings = asdict(self.settings) | plan.code(self.settings.task_path) | {"task_path": "", "weights": weights}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def longest(tasks: evaluate.TaskSuite) -> int:
@@ -147,12 +164,9 @@ def longest(tasks: evaluate.TaskSuite) -> int:
     return max((task.config.generation_kwargs or {}).get("max_gen_toks", 256) for task in tasks.tasks.values())
 
 
-def _score(item: evaluate.Item) -> float:
-    return item.score
-
-
-def _steps(item: evaluate.Item) -> float:
-    return float("nan") if item.steps is None else float(item.steps)
+def _column(rows: list[dict], task: str, of: str) -> Array:
+    """N values of a task's items, NaN where there is none."""
+    return np.array([np.nan if row[of] is None else row[of] for row in rows if row["task"] == task], float)
 
 
 def _rows(scores: Mapping[str, Array]) -> dict[str, Array]:

@@ -270,7 +270,9 @@ def audit(
     student: Annotated[list[str], typer.Option(help="a checkpoint: folder or hub id; give it several times to compare them")],
     teacher: Annotated[str, typer.Option(help="folder or hub id")],
     task: Annotated[list[str], typer.Option(help="lm-eval task or group whose answers are written out; give it several times for several")],
-    out: Annotated[Path, typer.Option(help="folder for audit.md, audit.html, audit.json and figures")],
+    out: Annotated[
+        Path, typer.Option(help="folder for audit.md, audit.html, audit.json and figures; an interrupted audit in it is resumed")
+    ] = Path("audit"),
     coding: Annotated[list[str] | None, typer.Option(help="tasks that count as coding; the others are STEM")] = None,
     include_path: Annotated[Path | None, typer.Option(help="folder of your own task YAML")] = None,
     exposure_prompts: Annotated[

@@ -33,7 +33,8 @@ from opd_bench.prompts import encode_prompts
 from opd_bench.rollouts import sample
 from opd_bench.sequences import Prompts, Sequences
 
-WRONG_TOKENS = {"1 token": 1, "4 tokens": 4}
+WRONG_TOKENS = {"0 tokens": 0, "1 token": 1, "2 tokens": 2, "4 tokens": 4}
+ROWS = 128  # continued together: pieces of like length, so that little is padding
 Piece = list[int] | None  # the tokens of a response so far; None where there is none
 
 
@@ -61,7 +62,7 @@ def record(
     encoded = encode_prompts(texts, tokenizer, context - max_response)
     prompts = Prompts([ids for _, ids in encoded], [task for task, _ in encoded])
     rollouts = Rollouts.of(student, teacher, prompts, max_response=max_response, eos=eos_id(tokenizer), seed=seed, kept=kept)
-    values, temperature = along(rollouts, full)
+    values, temperature = along(rollouts, full, kept)
     rows = [row for row, task in enumerate(prompts.tasks) if continued is None or row - prompts.tasks.index(task) < continued]
     found = Continuations(tokenizer, suite, [chosen[row][1] for row in rows]).record(rollouts[rows], kept) if rows else {}
     return Recording(values, {kind: _spread(score_M, rows, len(prompts)) for kind, score_M in found.items()}, temperature)
@@ -103,15 +104,16 @@ class Continuations:
         return found
 
     def _go_on(self, model: PreTrainedModel, of: Rollouts, pieces: dict[str, list[Piece]]) -> dict[str, Array]:
-        """Scores of what ``model`` makes of each piece, by kind, in one call of the sampler."""
-        places = [(kind, row, ids) for kind, every in pieces.items() for row, ids in enumerate(every) if ids is not None]
-        texts: dict[str, list[Piece]] = {kind: [None] * len(every) for kind, every in pieces.items()}
-        if places:
-            prompts = Prompts([of.prompts.ids[row] + ids for _, row, ids in places], [of.prompts.tasks[row] for _, row, _ in places])
-            most = of.max_response - min(len(ids) for _, _, ids in places)
-            written = _responses(sample(model, prompts, max_response=max(1, most), eos=of.eos, generator=None), of.eos)
-            for (kind, row, ids), more in zip(places, written, strict=True):
-                texts[kind][row] = (ids + more)[: of.max_response]
+        """Scores of what ``model`` makes of each piece, by kind; equal pieces are continued once."""
+        places = {(row, tuple(ids)) for every in pieces.values() for row, ids in enumerate(every) if ids is not None}
+        order = sorted(places, key=lambda place: (len(of.prompts.ids[place[0]]) + len(place[1]), place))
+        whole: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+        for part in (order[at : at + ROWS] for at in range(0, len(order), ROWS)):
+            prompts = Prompts([[*of.prompts.ids[row], *ids] for row, ids in part], [of.prompts.tasks[row] for row, _ in part])
+            most = max(1, of.max_response - min(len(ids) for _, ids in part))
+            written = _responses(sample(model, prompts, max_response=most, eos=of.eos, generator=None), of.eos)
+            whole |= {(row, ids): [*ids, *more][: of.max_response] for (row, ids), more in zip(part, written, strict=True)}
+        texts = {kind: [None if ids is None else whole[row, tuple(ids)] for row, ids in enumerate(every)] for kind, every in pieces.items()}
         return {kind: self._scores(of.prompts.tasks, every) for kind, every in texts.items()}
 
     def _scores(self, tasks: Sequence[str], responses: Sequence[Piece]) -> Array:

@@ -134,9 +134,9 @@ def response_hidden(model: PreTrainedModel, sequences: Sequences) -> torch.Tenso
     return hidden_BTD[:, :-1][sequences.response_BT[:, 1:].to(model.device)]
 
 
-def output_head(model: PreTrainedModel) -> torch.nn.Module:
+def output_head(model: PreTrainedModel) -> torch.nn.Linear:
     head = model.get_output_embeddings()
-    assert head is not None
+    assert isinstance(head, torch.nn.Linear)
     return head
 
 

@@ -38,7 +38,7 @@ from opd_bench.statistics import ALPHA, Array, Interval, over_items, smallest_p,
 NOISE = 1e-6
 MEASURES = ("forward_kl", "reverse_kl", "total_variation", "log_ratio", "matched")
 FRACTIONS = (0.25, 0.5, 0.75)
-INJECTIONS = ("1 token", "4 tokens", "wrong result")
+INJECTIONS = ("0 tokens", "1 token", "2 tokens", "4 tokens", "wrong result")
 
 Bool = NDArray[np.bool_]
 Ended = Literal["zero", "drop"]

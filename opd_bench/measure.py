@@ -1,12 +1,12 @@
 """Recording what exposure bias is estimated from: teacher and student side by side along both models' own rollouts.
 
     rollouts = Rollouts.of(student, teacher, prompts, max_response=96, eos=1, seed=0, kept=folder / "exposure")
-    recording = Recording(along(rollouts, full=True), {})
+    values, temperature = along(rollouts, full=True, kept=folder / "exposure")
 
 The teacher's rollouts depend on the seed alone and are kept in a file: all methods of a seed meet the same ones. How a solution goes on
 from a piece of either is recorded by `continuations.py`.
 
-Shapes: N prompts, T response positions, M response tokens of all rollouts together, V vocabulary, G temperatures.
+Shapes: N prompts, T response positions, M response tokens of all rollouts together, D width of a model, V vocabulary, G temperatures.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import torch
 from transformers import PreTrainedModel
 
 from opd_bench import store
-from opd_bench.engine import micro_batches, response_log_probs
+from opd_bench.engine import micro_batches, output_head, response_hidden
+from opd_bench.errors import UserError
 from opd_bench.exposure import Divergences
 from opd_bench.losses import entropy, kl
 from opd_bench.rollouts import sample
@@ -30,7 +31,8 @@ TEMPERATURES = (
     *np.geomspace(0.02, 1.0, 18).tolist(),
     *np.geomspace(1.0, 4.0, 8)[1:].tolist(),
 )  # at which the student's entropy is looked at
-MICRO_TOKENS = 8192
+MICRO_TOKENS = 2048  # small, so that little is padding
+CHUNK_LOGITS = 2**25  # of one model that exist at once: 128 MiB in float32
 Table = dict[str, np.ndarray]  # NT by measure
 
 
@@ -51,7 +53,9 @@ class Rollouts:
     def of(
         cls, student: PreTrainedModel, teacher: PreTrainedModel, prompts: Prompts, *, max_response: int, eos: int, seed: int, kept: Path
     ) -> Rollouts:
-        """``kept`` is a folder in which the teacher's rollouts lie once they are sampled."""
+        """``kept`` is a folder in which the teacher's rollouts lie once they are sampled. UserError for a model that cannot be measured."""
+        check(student, prompts.ids[0], "student")
+        check(teacher, prompts.ids[0], "teacher")
         theirs = store.load_sequences(kept / "teacher.pt")
         if theirs is None:
             theirs = _written(teacher, prompts, max_response, eos, 1000 * seed + 2), 0.0
@@ -65,34 +69,55 @@ class Rollouts:
         return replace(self, prompts=prompts, own=self.own[rows], theirs=self.theirs[rows])
 
 
+@dataclass(frozen=True)
+class States:
+    """Responses, with both models' last hidden states (M, D) before each of their tokens."""
+
+    texts: Sequences
+    teacher_MD: torch.Tensor
+    student_MD: torch.Tensor
+
+
+@torch.no_grad()
+def check(model: PreTrainedModel, ids: list[int], role: str) -> None:
+    """UserError unless the logits of ``model`` are finite and what its output head makes of its last hidden state."""
+    inputs_1T = torch.tensor([ids], device=model.device)
+    logits_TV = model(input_ids=inputs_1T, use_cache=False).logits[0].float()
+    if not logits_TV.isfinite().all():
+        raise UserError(f"the {role}'s logits are not finite numbers; look for damaged weights")
+    plain_TV = output_head(model)(model.base_model(input_ids=inputs_1T, use_cache=False).last_hidden_state)[0].float()
+    if not torch.allclose(logits_TV, plain_TV, rtol=1e-3, atol=1e-3):
+        raise UserError(
+            f"the {role} scales or caps the logits of its output head ({model.config.model_type}), which cannot be measured yet"
+        )
+
+
 def _written(writer: PreTrainedModel, prompts: Prompts, max_response: int, eos: int, seed: int, temperature: float = 1.0) -> Sequences:
     generator = torch.Generator().manual_seed(seed)
     return sample(writer, prompts, max_response=max_response, eos=eos, generator=generator, temperature=temperature)
 
 
-def along(of: Rollouts, full: bool) -> tuple[dict[str, Divergences], float | None]:
+def along(of: Rollouts, full: bool, kept: Path) -> tuple[dict[str, Divergences], float | None]:
     """What ``Recording.along`` holds, and τ of "matched"; only KL(T‖S) and no τ unless ``full``.
 
     τ makes the student's mean entropy on the teacher's prefixes the teacher's; it is read off the entropies at 25 temperatures, linearly in
-    their logarithm, and lies within 0.02 to 4.
+    their logarithm, and lies within 0.02 to 4. The teacher's states along its own rollouts lie in the folder ``kept`` once they are known.
     """
     generator = torch.Generator().manual_seed(1000 * of.seed + 3)
     entropy_G = np.zeros(len(TEMPERATURES))
-    sides = [
-        by_position(of.student, of.teacher, texts, of.max_response, generator, full, entropies)
-        for texts, entropies in ((of.own, None), (of.theirs, entropy_G))
-    ]
-    alive = [alive_NT(texts, of.max_response) for texts in (of.own, of.theirs)]
+    own = States(of.own, _hidden(of.teacher, of.own), _hidden(of.student, of.own))
+    theirs = States(of.theirs, _kept(of.teacher, of.theirs, kept / "teacher_states.npz"), _hidden(of.student, of.theirs))
+    sides = [_by_position(of, side, generator, full, entropies) for side, entropies in ((own, None), (theirs, entropy_G))]
+    alive = [alive_NT(side.texts, of.max_response) for side in (own, theirs)]
     found = {name: Divergences(sides[0][name], alive[0], sides[1][name], alive[1]) for name in sides[0]}
     if not full:
         return found, None
     wanted = float(sides[1]["teacher_entropy"].sum())
     temperature = float(np.exp(np.interp(wanted, entropy_G, np.log(TEMPERATURES))))
-    own = _written(of.student, of.prompts, of.max_response, of.eos, 1000 * of.seed + 4, temperature)
-    matched = [
-        by_position(of.student, of.teacher, texts, of.max_response, generator, False, None, temperature) for texts in (own, of.theirs)
-    ]
-    found["matched"] = Divergences(matched[0]["forward_kl"], alive_NT(own, of.max_response), matched[1]["forward_kl"], alive[1])
+    texts = _written(of.student, of.prompts, of.max_response, of.eos, 1000 * of.seed + 4, temperature)
+    cooled = States(texts, _hidden(of.teacher, texts), _hidden(of.student, texts))
+    matched = [_by_position(of, side, generator, False, None, temperature)["forward_kl"] for side in (cooled, theirs)]
+    found["matched"] = Divergences(matched[0], alive_NT(texts, of.max_response), matched[1], alive[1])
     return found, temperature
 
 
@@ -101,32 +126,51 @@ def alive_NT(rollouts: Sequences, max_response: int) -> np.ndarray:
     return (torch.arange(max_response) < (rollouts.length_B - rollouts.prompt_B)[:, None]).numpy()
 
 
-def by_position(
-    student: PreTrainedModel,
-    teacher: PreTrainedModel,
-    rollouts: Sequences,
-    max_response: int,
-    generator: torch.Generator,
-    full: bool,
-    entropy_G: np.ndarray | None = None,
-    temperature: float = 1.0,
+def _hidden(model: PreTrainedModel, texts: Sequences) -> torch.Tensor:
+    """The model's last hidden state (M, D) before each response token, row after row, on the CPU."""
+    length_N = texts.length_B - texts.prompt_B
+    place_NM = torch.arange(int(length_N.sum())).split(length_N.tolist())
+    batches = list(micro_batches(texts, MICRO_TOKENS))
+    with torch.no_grad():
+        hidden_MD = torch.cat([response_hidden(model, texts[rows]).float().cpu() for rows in batches])
+    return hidden_MD[torch.cat([place_NM[row] for rows in batches for row in rows.tolist()]).argsort()]
+
+
+def _kept(teacher: PreTrainedModel, texts: Sequences, path: Path) -> torch.Tensor:
+    if (saved := store.load_arrays(path)) is None:
+        store.save_arrays(path, saved := {"states_MD": _hidden(teacher, texts).numpy()})
+    return torch.from_numpy(saved["states_MD"])
+
+
+def _log_probs(model: PreTrainedModel, hidden_MD: torch.Tensor, columns: int, temperature: float = 1.0) -> torch.Tensor:
+    """Log-probabilities (M, V) over the first ``columns`` tokens, float32."""
+    return torch.log_softmax(output_head(model)(hidden_MD.to(model.device))[:, :columns].float() / temperature, -1)
+
+
+@torch.no_grad()
+def _by_position(
+    of: Rollouts, side: States, generator: torch.Generator, full: bool, entropy_G: np.ndarray | None = None, temperature: float = 1.0
 ) -> Table:
     """Every measure at every living position; 0 elsewhere. The student is taken at ``temperature``.
 
-    Adds to ``entropy_G`` the student's entropy at each of ``TEMPERATURES``, summed over positions.
+    Adds to ``entropy_G`` the student's entropy at each of ``TEMPERATURES``, summed over positions. Only a few positions' distributions over
+    the whole vocabulary exist at once.
     """
-    alive, found = torch.from_numpy(alive_NT(rollouts, max_response)), {}
-    for rows in micro_batches(rollouts, MICRO_TOKENS):
-        part = rollouts[rows]
-        t_MV, s_MV = response_log_probs(teacher, part), response_log_probs(student, part)
-        if temperature != 1:
-            s_MV = torch.log_softmax(s_MV / temperature, -1)
+    chunks: dict[str, list[torch.Tensor]] = {}
+    columns = min(len(output_head(model).weight) for model in (of.student, of.teacher))  # padding of the vocabulary may differ
+    count = max(1, CHUNK_LOGITS // columns)
+    for t_MD, s_MD in zip(side.teacher_MD.split(count), side.student_MD.split(count), strict=True):
+        t_MV, s_MV = _log_probs(of.teacher, t_MD, columns), _log_probs(of.student, s_MD, columns, temperature)
         for name, values_M in (_measures(t_MV, s_MV, generator) if full else {"forward_kl": kl(t_MV, s_MV)}).items():
-            table_NT = found.setdefault(name, torch.zeros(len(rollouts), max_response, dtype=torch.float64))
-            table_NT[rows[:, None].expand(-1, max_response)[alive[rows]], alive[rows].nonzero()[:, 1]] = values_M.double().cpu()
+            chunks.setdefault(name, []).append(values_M.double().cpu())
         if full and entropy_G is not None:
+            del t_MV
             entropy_G += [float(entropy(torch.log_softmax(s_MV / at, -1)).double().sum()) for at in TEMPERATURES]
-    return {name: table_NT.numpy() for name, table_NT in found.items()}
+    alive, found = alive_NT(side.texts, of.max_response), {}
+    for name, values in chunks.items():
+        found[name] = np.zeros(alive.shape)
+        found[name][alive] = torch.cat(values).numpy()
+    return found
 
 
 def _measures(t_MV: torch.Tensor, s_MV: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:

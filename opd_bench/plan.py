@@ -66,6 +66,14 @@ class Job:
         return find(self.method).build(dict(self.options))
 
 
+def code(task_path: Path) -> dict[str, str]:
+    """Hashes of the modules and of the tasks that determine what is measured."""
+    return {
+        "modules": _digest_files([PACKAGE / f"{name}.py" for name in MODULES]),
+        "tasks": _digest_files([path for path in task_path.rglob("*") if path.suffix in (".py", ".yaml")]),
+    }
+
+
 def _digest_files(paths: list[Path]) -> str:
     digest = hashlib.sha256()
     for path in sorted(paths):
@@ -83,8 +91,7 @@ def jobs(config: Config) -> list[Job]:
     common = {
         "config": config.model_dump(exclude={"tier", "seeds", "first_seed", "methods", "students", "gates", "contrasts", "notes"}),
         "teacher": weights_digest(model_location(config.teacher)),
-        "modules": _digest_files([PACKAGE / f"{name}.py" for name in MODULES]),
-        "tasks": _digest_files([path for path in config.task_path.rglob("*") if path.suffix in (".py", ".yaml")]),
+        **code(config.task_path),
     }
 
     students = [weights_digest(model_location(student)) for student in config.students]

@@ -253,9 +253,9 @@ def prefix_contrast(found: Suite, names: list[str]) -> Figure:
 
 
 def recovery(found: Suite, names: list[str]) -> Figure:
-    """Solve rates of the students after wrong tokens in a right prefix, with the teacher's."""
-    title = "Greedy, from the same corrupted prefix. Bar: 95 % interval over prompts and seeds."
-    figure = _grouped(found, names, "recovery", "a", "What is wrong in the prefix", "Solve rate", title)
+    """Solve rates of the students against the number of wrong tokens in a right prefix, and after a wrong result, with the teacher's."""
+    title = "Greedy, from the same prefix of the teacher. Bar: 95 % interval over prompts and seeds."
+    figure = _grouped(found, names, "recovery", "a", "Wrong at the end of the prefix", "Solve rate", title, ("token", "tokens"))
     axes = figure.axes[0]
     places = [label.get_text() for label in axes.get_xticklabels()]
     teacher = next(iter(found.students.values())).recovery
@@ -263,25 +263,27 @@ def recovery(found: Suite, names: list[str]) -> Figure:
     axes.plot(range(len(places)), rate, "_", color=GREY, markersize=60, markeredgewidth=2, zorder=0)
     axes.set_ylim(0, 1.02)
     if places:
-        axes.annotate("teacher", (0, rate[0]), (0, 4), textcoords="offset points", ha="center", fontsize=8, color=GREY)
+        axes.annotate("teacher", (0, rate[0]), (0, -12), textcoords="offset points", ha="center", fontsize=8, color=GREY)
     return figure
 
 
-def _grouped(found: Suite, names: list[str], what: str, column: str, along: str, across: str, title: str) -> Figure:
-    """One value per student and place, side by side with its interval."""
+def _grouped(
+    found: Suite, names: list[str], what: str, column: str, along: str, across: str, title: str, joins: tuple[str, ...] = ()
+) -> Figure:
+    """One value per student and place, side by side with its interval; a line joins the places whose names end as ``joins`` says."""
     figure = _figure(3.6)
     axes = figure.subplots()
-    shown = list(found.students)
-    pairs = {name: getattr(found.students[name], what) for name in shown}
+    pairs = {name: getattr(of, what) for name, of in found.students.items()}
     places = list(dict.fromkeys(place for of in pairs.values() for place, pair in of.items() if pair))
-    for offset, name in zip(np.linspace(-0.25, 0.25, len(shown)) if len(shown) > 1 else [0.0], shown, strict=True):
+    for offset, name in zip(np.linspace(-0.25, 0.25, len(pairs)) if len(pairs) > 1 else [0.0], pairs, strict=True):
         colour, marker = style(names, name)
-        for place, pair in ((place, pairs[name].get(place)) for place in places):
-            if pair:
-                value = getattr(pair, column)
-                label = name if place == places[0] else None
-                at = places.index(place) + offset
-                axes.errorbar([at], [value.mean], yerr=_reach(value), fmt=marker, color=colour, capsize=3, label=label)
+        shown = {place: getattr(pair, column) for place in places if (pair := pairs[name].get(place))}
+        at = {place: places.index(place) + offset for place in shown}
+        for place, value in shown.items():
+            label = name if place == places[0] else None
+            axes.errorbar([at[place]], [value.mean], yerr=_reach(value), fmt=marker, color=colour, capsize=3, label=label)
+        joined = [place for place in shown if place.endswith(joins)]
+        axes.plot([at[place] for place in joined], [shown[place].mean for place in joined], color=colour, linewidth=1, alpha=0.6)
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.set_xticks(range(len(places)), places)
     axes.set_xlabel(along)

@@ -145,7 +145,7 @@ def test_a_judge_at_random_writes_the_same_checks_and_draws_each_verdict_from_th
 
 def divergences(student, teacher, prompts, *, max_response, eos, seed, kept):
     rollouts = Rollouts.of(student, teacher, prompts, max_response=max_response, eos=eos, seed=seed, kept=kept)
-    return along(rollouts, full=False)[0]["forward_kl"]
+    return along(rollouts, False, kept)[0]["forward_kl"]
 
 
 def test_a_model_does_not_diverge_from_itself(tmp_path):

@@ -15,7 +15,7 @@ PROMPTS = Prompts([[2, 3, 4], [5, 6], [7, 8, 9, 2]] * 20, [""] * 60)
 
 def recorded(student, teacher, tmp_path, seed=0, full=True):
     rollouts = Rollouts.of(student, teacher, PROMPTS, max_response=RESPONSE, eos=EOS, seed=seed, kept=tmp_path / "kept")
-    return rollouts, *along(rollouts, full)
+    return rollouts, *along(rollouts, full, tmp_path / "kept")
 
 
 def test_a_model_agrees_with_itself(tmp_path):
@@ -46,7 +46,7 @@ def test_the_matched_student_has_the_teachers_entropy(tmp_path):
     student.lm_head.weight.data /= temperature
     cooled = Rollouts.of(student, teacher, PROMPTS, max_response=RESPONSE, eos=EOS, seed=0, kept=tmp_path / "kept")
     assert torch.equal(rollouts.theirs.ids_BT, cooled.theirs.ids_BT)
-    again, _ = along(cooled, True)
+    again, _ = along(cooled, True, tmp_path / "kept")
     assert again["student_entropy"].teacher_NT.sum() == pytest.approx(found["teacher_entropy"].teacher_NT.sum(), rel=0.02)
 
 
@@ -70,6 +70,6 @@ def test_the_teachers_rollouts_depend_on_the_seed_alone_and_a_recording_repeats(
     assert torch.equal(first.theirs.ids_BT, other.theirs.ids_BT)
     assert torch.equal(first.own.ids_BT, second.own.ids_BT)
     assert all(np.array_equal(found[name].student_NT, again[name].student_NT) for name in found)
-    short, _ = along(first, False)
+    short, _ = along(first, False, tmp_path / "kept")
     assert list(short) == ["forward_kl"]
     assert np.array_equal(short["forward_kl"].student_NT, found["forward_kl"].student_NT)
