@@ -6,7 +6,7 @@
 The teacher's rollouts depend on the seed alone and are kept in a file: all methods of a seed meet the same ones. How a solution goes on
 from a piece of either is recorded by `continuations.py`.
 
-Shapes: N prompts, T response positions, M response tokens of all rollouts together, D width of a model, V vocabulary, G temperatures.
+Shapes: N prompts, T response positions, M response tokens of all rollouts together, D width of a model, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.optimize import root_scalar
 from transformers import PreTrainedModel
 
 from opd_bench import store
@@ -27,10 +28,7 @@ from opd_bench.rollouts import sample
 from opd_bench.sequences import Prompts, Sequences
 
 TOP = 8  # next tokens whose agreement is the support overlap
-TEMPERATURES = (
-    *np.geomspace(0.02, 1.0, 18).tolist(),
-    *np.geomspace(1.0, 4.0, 8)[1:].tolist(),
-)  # at which the student's entropy is looked at
+TEMPERATURES = 0.02, 4.0  # within which the student's entropy is matched to the teacher's
 MICRO_TOKENS = 2048  # small, so that little is padding
 CHUNK_LOGITS = 2**25  # of one model that exist at once: 128 MiB in float32
 Table = dict[str, np.ndarray]  # NT by measure
@@ -62,6 +60,11 @@ class Rollouts:
             store.save_sequences(kept / "teacher.pt", *theirs)
         own = _written(student, prompts, max_response, eos, 1000 * seed + 1)
         return cls(student, teacher, prompts, own, theirs[0], max_response, eos, seed)
+
+    @property
+    def columns(self) -> int:
+        """Tokens that both models name; the padding of their vocabularies may differ."""
+        return min(len(output_head(model).weight) for model in (self.student, self.teacher))
 
     def __getitem__(self, rows: list[int]) -> Rollouts:
         """Those to the prompts in ``rows``."""
@@ -100,23 +103,21 @@ def _written(writer: PreTrainedModel, prompts: Prompts, max_response: int, eos: 
 def along(of: Rollouts, full: bool, kept: Path) -> tuple[dict[str, Divergences], float | None]:
     """What ``Recording.along`` holds, and τ of "matched"; only KL(T‖S) and no τ unless ``full``.
 
-    τ makes the student's mean entropy on the teacher's prefixes the teacher's; it is read off the entropies at 25 temperatures, linearly in
-    their logarithm, and lies within 0.02 to 4. The teacher's states along its own rollouts lie in the folder ``kept`` once they are known.
+    τ makes the student's mean entropy on the teacher's prefixes the teacher's, within ``TEMPERATURES``. The teacher's states along its own
+    rollouts lie in the folder ``kept`` once they are known.
     """
     generator = torch.Generator().manual_seed(1000 * of.seed + 3)
-    entropy_G = np.zeros(len(TEMPERATURES))
     own = States(of.own, _hidden(of.teacher, of.own), _hidden(of.student, of.own))
     theirs = States(of.theirs, _kept(of.teacher, of.theirs, kept / "teacher_states.npz"), _hidden(of.student, of.theirs))
-    sides = [_by_position(of, side, generator, full, entropies) for side, entropies in ((own, None), (theirs, entropy_G))]
+    sides = [_by_position(of, side, generator, full) for side in (own, theirs)]
     alive = [alive_NT(side.texts, of.max_response) for side in (own, theirs)]
     found = {name: Divergences(sides[0][name], alive[0], sides[1][name], alive[1]) for name in sides[0]}
     if not full:
         return found, None
-    wanted = float(sides[1]["teacher_entropy"].sum())
-    temperature = float(np.exp(np.interp(wanted, entropy_G, np.log(TEMPERATURES))))
+    temperature = _matching(of, theirs)
     texts = _written(of.student, of.prompts, of.max_response, of.eos, 1000 * of.seed + 4, temperature)
     cooled = States(texts, _hidden(of.teacher, texts), _hidden(of.student, texts))
-    matched = [_by_position(of, side, generator, False, None, temperature)["forward_kl"] for side in (cooled, theirs)]
+    matched = [_by_position(of, side, generator, False, temperature)["forward_kl"] for side in (cooled, theirs)]
     found["matched"] = Divergences(matched[0], alive_NT(texts, of.max_response), matched[1], alive[1])
     return found, temperature
 
@@ -148,24 +149,34 @@ def _log_probs(model: PreTrainedModel, hidden_MD: torch.Tensor, columns: int, te
 
 
 @torch.no_grad()
-def _by_position(
-    of: Rollouts, side: States, generator: torch.Generator, full: bool, entropy_G: np.ndarray | None = None, temperature: float = 1.0
-) -> Table:
+def _matching(of: Rollouts, side: States) -> float:
+    """The temperature at which the student is as uncertain as the teacher, on average over ``side`` (every k-th position of a long one)."""
+    every = -(-len(side.teacher_MD) * of.columns // CHUNK_LOGITS)
+    wanted = entropy(_log_probs(of.teacher, side.teacher_MD[::every], of.columns)).double().mean()
+    s_MV = _log_probs(of.student, side.student_MD[::every], of.columns)
+
+    def excess(log_temperature: float) -> float:
+        return float(entropy(torch.log_softmax(s_MV / np.exp(log_temperature), -1)).double().mean() - wanted)
+
+    low, high = map(float, np.log(TEMPERATURES))
+    for end, beyond in ((low, excess(low) >= 0), (high, excess(high) <= 0)):
+        if beyond:
+            return float(np.exp(end))
+    return float(np.exp(root_scalar(excess, bracket=(low, high), method="toms748", xtol=1e-6).root))
+
+
+@torch.no_grad()
+def _by_position(of: Rollouts, side: States, generator: torch.Generator, full: bool, temperature: float = 1.0) -> Table:
     """Every measure at every living position; 0 elsewhere. The student is taken at ``temperature``.
 
-    Adds to ``entropy_G`` the student's entropy at each of ``TEMPERATURES``, summed over positions. Only a few positions' distributions over
-    the whole vocabulary exist at once.
+    Only a few positions' distributions over the whole vocabulary exist at once.
     """
     chunks: dict[str, list[torch.Tensor]] = {}
-    columns = min(len(output_head(model).weight) for model in (of.student, of.teacher))  # padding of the vocabulary may differ
-    count = max(1, CHUNK_LOGITS // columns)
+    count = max(1, CHUNK_LOGITS // of.columns)
     for t_MD, s_MD in zip(side.teacher_MD.split(count), side.student_MD.split(count), strict=True):
-        t_MV, s_MV = _log_probs(of.teacher, t_MD, columns), _log_probs(of.student, s_MD, columns, temperature)
+        t_MV, s_MV = _log_probs(of.teacher, t_MD, of.columns), _log_probs(of.student, s_MD, of.columns, temperature)
         for name, values_M in (_measures(t_MV, s_MV, generator) if full else {"forward_kl": kl(t_MV, s_MV)}).items():
             chunks.setdefault(name, []).append(values_M.double().cpu())
-        if full and entropy_G is not None:
-            del t_MV
-            entropy_G += [float(entropy(torch.log_softmax(s_MV / at, -1)).double().sum()) for at in TEMPERATURES]
     alive, found = alive_NT(side.texts, of.max_response), {}
     for name, values in chunks.items():
         found[name] = np.zeros(alive.shape)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
+from opd_bench import continuations, evaluate, models
 from opd_bench.audit import Settings, audit, names_of
 from opd_bench.errors import UserError
 from opd_bench.page import html
@@ -68,6 +70,31 @@ def test_another_tokenizer_is_scored_and_the_rest_is_said_to_be_missing(tmp_path
     assert "could be measured: student and teacher have different vocabularies" in found.words["other"][1]
     assert "other" in found.score
     assert (tmp_path / "out/audit.html").is_file()
+
+
+def test_the_same_audit_again_measures_nothing_and_another_one_takes_nothing_from_it(audited, monkeypatch):
+    found, out = audited
+    measured = []
+    monkeypatch.setattr(continuations, "record", lambda *_, count, **__: measured.append(count))
+    monkeypatch.setattr(evaluate, "evaluate", lambda *_, limit, **__: measured.append(limit))
+    again = audit([STUDENT, str(out.parent / "models/twin")], TEACHER, SETTINGS, out, Console(quiet=True))
+    assert (again.words, again.score, measured) == (found.words, found.score, [])
+    with pytest.raises(TypeError):  # of the empty scores
+        audit([TEACHER], STUDENT, SETTINGS, out, Console(quiet=True))
+    assert measured == [40]
+
+
+def test_a_student_with_broken_weights_is_named_and_the_others_are_measured(tmp_path):
+    broken = models.load_model(STUDENT)
+    next(iter(broken.parameters())).data[:] = float("nan")
+    broken.save_pretrained(tmp_path / "broken")
+    models.load_tokenizer(STUDENT).save_pretrained(tmp_path / "broken")
+    found = audit(
+        [str(tmp_path / "broken"), STUDENT], TEACHER, replace(SETTINGS, prompts=4, limit=4), tmp_path / "out", Console(quiet=True)
+    )
+    assert "could be measured: the student's logits are not finite" in found.words["broken"][1]
+    assert found.suite
+    assert {*found.suite.students} == {"student-0"}
 
 
 def test_names_are_the_last_part_of_a_path_unless_that_says_too_little():
