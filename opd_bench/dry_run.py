@@ -44,6 +44,10 @@ def show_plan(config: Config, out: Path, workers: int, console: Console) -> None
         console.print(f"Contrasts to be tested: {'; '.join(config.contrasts)}.", markup=False, highlight=False)
     items = config.evaluation.limit or "all"
     console.print(f"Evaluation, never charged: {items} items per task, greedy and sampled, for {len(planned)} models.")
+    asked = config.exposure
+    console.print(
+        f"Exposure bias, never charged: {asked.prompts} prompts per task, {min(asked.continued, asked.prompts)} of them continued."
+    )
     workers = min(workers, len(arms))
     console.print(f"Training: about {total / workers / 60:.1f} min with {workers} arms side by side.")
     console.print(f"Results would go to {out}.", markup=False, highlight=False, soft_wrap=True)

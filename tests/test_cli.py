@@ -70,6 +70,7 @@ def test_the_help_stands_for_a_missing_command(program):
         (["compare", "--seeds", "many"], "--seeds"),
         (["compare", "--seeds", "0"], "seeds: .*greater"),
         (["compare", "--jobs", "0"], "--jobs"),
+        (["compare", "--exposure-prompts", "1"], "--exposure-prompts"),
         (["compare", "--budget", "inf"], r"budget\.limit"),
         (["compare", "--tier", "embeded"], r"unknown tier 'embeded' \(did you mean 'embedded'\?\)"),
         (["compare", "--config", "none.yaml"], r"cannot read none\.yaml"),
@@ -144,8 +145,11 @@ def test_a_bad_method_file_is_one_line_and_leaves_no_folder(program, config, tmp
 def test_a_dry_run_prints_the_cost_and_writes_nothing(program, config, tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
     before = sorted(tmp_path.rglob("*"))
-    code, out, err = program("compare", "--config", config, "--methods", "opd,mine.py", "--out", "run", "--dry-run")
+    code, out, err = program(
+        "compare", "--config", config, "--methods", "opd,mine.py", "--out", "run", "--dry-run", "--exposure-prompts", "5"
+    )
     assert (code, err) == (0, "")
+    assert "5 prompts per task" in out
     assert "4 arms of 5.00e+09 FLOPs, 2.00e+10 in all" in out
     assert re.search(r"opd +2 +4 +\d\.\d\de\+0\d +student_sample \d+%", out)
     assert re.search(r"mine +2 +4 +\d\.\d\de\+0\d +teacher_generate \d+%", out)
