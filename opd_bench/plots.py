@@ -25,7 +25,7 @@ from opd_bench.records import ArmRecord, Run
 from opd_bench.statistics import Interval
 from opd_bench.suite import Suite
 
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#7F7F00"]  # Okabe and Ito, and two of Tol's kind
 MARKERS = ["o", "s", "^", "D", "v"]
 GREY = "#555555"
 PREFIXES = {"student": "own prefixes", "teacher": "teacher prefixes"}
@@ -233,9 +233,11 @@ def exposure_by_length(found: Suite, names: list[str]) -> Figure:
             length_T = np.arange(1, len(band.mean_T) + 1)
             panel.fill_between(length_T, band.low_T, band.high_T, color=colour, alpha=0.12, linewidth=0)
             panel.plot(length_T, band.mean_T, color=colour, linewidth=1.5, label=name)
-    late = [of.by_length["exaccerr"].high_T[SETTLED:] for of in found.students.values()]
-    top = max((float(high) for high_T in late for high in high_T if np.isfinite(high)), default=None)
-    panels[1].set_ylim(top=top and 1.1 * top)  # the first lengths divide by next to nothing
+    late = [getattr(of.by_length["exaccerr"], end)[SETTLED:] for of in found.students.values() for end in ("low_T", "high_T")]
+    reached = [float(value) for values_T in late for value in values_T if np.isfinite(value)]
+    if reached:  # the first lengths divide by next to nothing
+        room = 0.1 * (max(0.0, *reached) - min(0.0, *reached))
+        panels[1].set_ylim(min(0.0, *reached) - room, max(0.0, *reached) + room)
     for panel, label in zip(panels, ("R − l·ε (nats)", "ExAccErr (%)"), strict=True):
         panel.axhline(0, color=GREY, linewidth=0.8)
         panel.set_ylabel(label, fontsize=9)

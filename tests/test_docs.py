@@ -146,3 +146,26 @@ def test_the_table_on_the_front_page_is_that_of_the_committed_leaderboard():
         assert gap
         assert f"\n| {method.rank} | {method.name} | {report.estimate(method.score)} | {report.percent(method.recovered)} |" in text
         assert f"| {report.estimate(gap.excess, 2)} | {report.estimate(gap.exaccerr, 0, ' %').split(' [')[0]} |" in text
+
+
+def test_what_the_front_page_says_of_the_factorial_is_in_its_leaderboard():
+    board = leaderboard.read(ROOT / "results/factorial/leaderboard.json")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    part = text.split("### Which part of on-policy")[1].split("\n### ")[0]
+    cells = {method.name: method for method in board.methods}
+    for label, whose in (("teacher's prefixes", "teacher"), ("own prefixes", "student")):
+        row = next(line for line in part.splitlines() if line.startswith(f"| **{label}**"))
+        for cell, of in zip(row.split("|")[2:4], ("fkl", "rkl"), strict=True):
+            method = cells[f"{whose}_{of}"]
+            assert method.exposure
+            assert cell.strip() == f"{report.number(method.score.mean, 3)}, gap {report.number(method.exposure.excess.mean, 2)} nats"
+    said = {(of.name, of.family): of for of in board.contrasts}
+    for name, family, words in (
+        ("reverse − forward KL", "score", "+{} [{}, {}]"),
+        ("interaction", "score", "+{} [{}, {}]"),
+        ("interaction", "excess", "{} nats [{}, {}]"),
+        ("student prefixes − teacher prefixes", "excess", "{} nats\n  [{}, {}]"),
+    ):
+        found, digits = said[name, family], 3 if family == "score" else 2
+        assert words.format(*(report.number(value, digits) for value in (found.difference, found.low, found.high))) in part, name
+        assert found.claimed == ("not claimable" not in part.split(report.number(found.difference, digits))[1][:40]), name
