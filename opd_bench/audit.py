@@ -195,7 +195,7 @@ def _words(name: str, score: Mapping[str, Interval], of: Checkpoint, figures: su
         said.append(f"It does not drift: R − l·ε is {estimate(excess, 2)} nats, below 0.")
     else:
         place = "" if figures.drifts_from is None else f", clearly so from token {figures.drifts_from} of the response on"
-        said.append(f"It drifts: {nats}{place}.")
+        said.append(f"It drifts: {nats}{place}.{_matched(figures)}")
     said.append(_explained(figures))
     deepest = [(at, pair) for at, pair in figures.usefulness.items() if pair]
     if deepest:
@@ -204,6 +204,17 @@ def _words(name: str, score: Mapping[str, Interval], of: Checkpoint, figures: su
         there = f"From {float(at):.0%} of its own text the teacher solves {estimate(pair.a)} where it solves {estimate(pair.b)}"
         said.append(f"{there}: the teacher {'still guides' if guides else 'cannot be shown to guide any more'}.")
     return said
+
+
+def _matched(figures: suite.Figures) -> str:
+    """Whether the drift is only a matter of how sharply the student is sampled."""
+    if "matched" not in figures.gaps or figures.temperature is None:
+        return ""
+    excess = figures.gaps["matched"]["zero"]["excess"]
+    sampled = f" Sampled as sharply as the teacher, at temperature {figures.temperature:.2f},"
+    if excess is None or not excess.excludes_zero:
+        return f"{sampled} it shows none ({estimate(excess, 2)} nats): its sharpness is off, not what it knows."
+    return f"{sampled} it is {estimate(excess, 2)} nats."
 
 
 def _explained(figures: suite.Figures) -> str:
@@ -229,15 +240,15 @@ def _pairs(found: Mapping[str, Checkpoint], weights: Mapping[str, float]) -> lis
         if one.recording and other.recording:
             excess_N = [exposure.excess_matrix(of.along["forward_kl"]) for of in (one.recording, other.recording)]
             gap = over_items({"prompts": excess_N[0] - excess_N[1]}, {"prompts": 1.0})
-            line += f", R − l·ε {_signed(gap, 2)} nats"
+            line += f", R − l·ε {_signed(gap, 2, ' nats')}"
         said.append(line + ".")
     return said
 
 
-def _signed(value: Interval, digits: int) -> str:
+def _signed(value: Interval, digits: int, unit: str = "") -> str:
     """``+.034 [.010, .058]``, and whether it can be told from 0."""
     bounds = "" if value.low is None else f" [{number(value.low, digits)}, {number(value.high, digits)}]"
-    return f"{number(value.mean, digits, sign=True)}{bounds} ({'clear' if value.excludes_zero else 'not clear'})"
+    return f"{number(value.mean, digits, sign=True)}{unit}{bounds} ({'clear' if value.excludes_zero else 'not clear'})"
 
 
 # ---- files ------------------------------------------------------------------------------------------------------------------------

@@ -44,6 +44,18 @@ def test_a_student_drifts_and_the_teachers_twin_does_not(audited):
     assert pair.startswith("student-0 − twin: score −")
 
 
+def test_a_teacher_at_another_temperature_is_found_out_as_one(tmp_path):
+    hot = models.load_model(TEACHER)
+    hot.base_model.norm.weight.data /= 2
+    hot.save_pretrained(tmp_path / "hot")
+    models.load_tokenizer(TEACHER).save_pretrained(tmp_path / "hot")
+    found = audit([str(tmp_path / "hot")], TEACHER, replace(SETTINGS, limit=4), tmp_path / "out", Console(quiet=True))
+    assert found.suite
+    assert found.suite.students["hot"].temperature == pytest.approx(0.5, rel=1e-3)
+    (line,) = (line for line in found.words["hot"] if line.startswith("It drifts"))
+    assert "at temperature 0.50, it shows none (.00 [.00, .00] nats)" in line
+
+
 def test_every_file_is_there_and_the_page_needs_nothing_else(audited):
     _, out = audited
     document = json.loads((out / "audit.json").read_text(encoding="utf-8"))

@@ -171,6 +171,20 @@ def test_foreign_tasks_are_evaluated(model, tokenizer, folder):
     assert suite.prompts("test") == [("plain", "1+1=")]
 
 
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ('{"test": datasets.Dataset.from_dict({"question": [], "answer": []})}', "'plain' has no documents to evaluate"),
+        ("1 / 0", "cannot load the data of task 'plain': division by zero"),
+        ("next(iter([]))", "cannot load the data of task 'plain': StopIteration"),
+    ],
+)
+def test_a_task_without_documents_is_refused(folder, body, said):
+    (folder / "data.py").write_text(f"import datasets\n\ndef load(**_):\n    return {body}\n")
+    with pytest.raises(UserError, match=said):
+        load_suite(["plain"], [], folder)
+
+
 def test_a_task_without_training_split_gives_no_training_prompts(folder):
     with pytest.raises(UserError, match="'plain' has no training split"):
         load_suite(["plain"], [], folder).prompts("train")
