@@ -148,9 +148,7 @@ def load_suite(stem: list[str], coding: list[str], include_path: Path, split: Li
                     loaded = manager.load(name)["tasks"]
                 except Exception as error:  # whatever a data set's loader or a task's own code raises
                     said = (str(error).splitlines() or [type(error).__name__])[0]
-                    raise UserError(f"cannot load the data of task {name!r}: {said}") from error
-                if empty := [each for each, task in loaded.items() if not list(islice(task.eval_docs, 1))]:
-                    raise UserError(f"task {empty[0]!r} has no documents to evaluate")
+                    raise UserError(f"cannot load the data of task {name!r}, or there is none: {said}") from error
                 if twice := tasks.keys() & loaded.keys():
                     raise UserError(f"task {min(twice)!r} is named twice; name it once, under stem or coding")
                 tasks |= loaded

@@ -174,14 +174,14 @@ def test_foreign_tasks_are_evaluated(model, tokenizer, folder):
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ('{"test": datasets.Dataset.from_dict({"question": [], "answer": []})}', "'plain' has no documents to evaluate"),
-        ("1 / 0", "cannot load the data of task 'plain': division by zero"),
-        ("next(iter([]))", "cannot load the data of task 'plain': StopIteration"),
+        ('{"test": datasets.Dataset.from_dict({"question": [], "answer": []})}', "out of bounds for size 0"),
+        ("1 / 0", "division by zero"),
+        ("next(iter([]))", "StopIteration"),
     ],
 )
 def test_a_task_without_documents_is_refused(folder, body, said):
     (folder / "data.py").write_text(f"import datasets\n\ndef load(**_):\n    return {body}\n")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=f"cannot load the data of task 'plain', or there is none: .*{said}"):
         load_suite(["plain"], [], folder)
 
 
