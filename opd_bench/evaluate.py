@@ -37,10 +37,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opd_bench import sandbox
 from opd_bench.errors import UserError, did_you_mean
+from opd_bench.rollouts import sample
+from opd_bench.sequences import Prompts
 
 GROUPS = ("stem", "coding")
 NGRAM = 13  # words in a row that two texts don't share by chance
 HFLM: Any = huggingface.HFLM  # a decorator hides its type
+NEUTRAL = {  # what may stand in a generation config without bending the distribution
+    *("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config"),
+    *("use_cache", "output_attentions", "output_hidden_states"),
+}
 # The model's own distribution, whatever its generation config says.
 SAMPLED = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
 
@@ -225,7 +231,7 @@ def first_metric(task: Task, name: str, rows: list[dict[str, Any]]) -> list[Item
 
 
 class UncutHFLM(HFLM):
-    """Refuses a prompt too long for the context, where lm-eval would cut it from the left."""
+    """Refuses a prompt too long for the context, where lm-eval would cut it from the left, and decodes faster where it may."""
 
     def tok_batch_encode(self, strings, padding_side="left", left_truncate_len=None, truncation=False):
         ids_BT, mask_BT = super().tok_batch_encode(strings, padding_side, None, truncation)
@@ -234,6 +240,27 @@ class UncutHFLM(HFLM):
                 f"a prompt has {ids_BT.shape[1]} tokens, the context leaves {left_truncate_len} for it; choose another task or model"
             )
         return ids_BT, mask_BT
+
+    def _model_generate(self, context, max_length, stop, **generation_kwargs):
+        """What ``generate`` would write, by our own sampler where a response ends at EOS alone and nothing else bends the distribution."""
+        asked = {name: value for name, value in generation_kwargs.items() if name != "attention_mask"}
+        sampled = asked == SAMPLED
+        greedy = asked.keys() <= {"do_sample", "temperature"} and not asked.get("do_sample") and not asked.get("temperature")
+        bending = self.model.generation_config.to_diff_dict().keys() - NEUTRAL - (SAMPLED.keys() - {"repetition_penalty"} | asked.keys())
+        ends = self.model.generation_config.eos_token_id
+        others = set(ends if isinstance(ends, list) else [ends]) - {self.eot_token_id, None}
+        if set(stop) - {self.tokenizer.decode(self.eot_token_id)} or not (sampled or greedy) or bending or others:
+            return super()._model_generate(context, max_length, stop, **generation_kwargs)
+        mask_BT = generation_kwargs["attention_mask"].bool()
+        prompts = Prompts([ids_T[real_T].tolist() for ids_T, real_T in zip(context, mask_BT, strict=True)], [""] * len(context))
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ()))) if sampled else None
+        most = max_length - context.shape[1]
+        rollouts = sample(self.model, prompts, max_response=most, eos=self.eot_token_id, generator=generator)
+        written_BT = torch.full((len(context), most), self.eot_token_id)
+        for row in range(len(rollouts)):
+            response = rollouts.response(row)
+            written_BT[row, : len(response)] = torch.tensor(response)
+        return torch.cat([context, written_BT.to(context.device)], 1)
 
 
 def consent(suite: TaskSuite) -> None:

@@ -22,7 +22,8 @@ from opd_bench.embedded.fit import new_llama
 from opd_bench.embedded.tokenizer import train_tokenizer
 from opd_bench.errors import UserError
 from opd_bench.evaluate import Item, TaskSuite, evaluate, load_suite, overlap, scores
-from opd_bench.resources import TASKS
+from opd_bench.models import load_model
+from opd_bench.resources import EMBEDDED, TASKS
 
 LIMIT = 8
 
@@ -134,6 +135,27 @@ def test_prompts_of_both_splits(suite):
     assert train[0][0] == "opd_bench_arithmetic"
     assert train[0][1].startswith("Compute ")
     assert train[0][1].endswith("\n")
+
+
+def test_what_our_sampler_writes_is_what_generate_writes(tokenizer, stem, monkeypatch):
+    student = load_model(str(EMBEDDED / "student-0"))
+    ours = evaluate(student, tokenizer, stem, limit=40)
+    monkeypatch.setattr(module, "sample", None)
+    with pytest.raises(TypeError):
+        evaluate(student, tokenizer, stem, limit=40)
+    monkeypatch.setattr(module.UncutHFLM, "_model_generate", module.HFLM._model_generate)
+    assert evaluate(student, tokenizer, stem, limit=40) == ours
+    assert {item.score for item in ours} == {0.0, 1.0}
+
+
+def test_generate_itself_writes_where_something_bends_the_distribution_or_stops_a_response(untrained, tokenizer, stem, folder, monkeypatch):
+    monkeypatch.setattr(module, "sample", None)
+    for name, value in (("repetition_penalty", 1.5), ("eos_token_id", [tokenizer.eos_token_id, 9])):
+        with monkeypatch.context() as bent:
+            bent.setattr(untrained.generation_config, name, value)
+            assert len(evaluate(untrained, tokenizer, stem, limit=2)) == 2
+    (folder / "plain.yaml").write_text((folder / "plain.yaml").read_text().replace("until: []", "until: [x]"))
+    assert len(evaluate(untrained, tokenizer, load_suite(["plain"], [], folder))) == 1
 
 
 TASK = """
