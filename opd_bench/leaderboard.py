@@ -312,7 +312,7 @@ def assemble(run: Run, arms: list[ArmRecord], draws: int = 1000, limits: gates.L
                 "share": _mean([arm.share_spent for arm in group]),
                 "flops": _mean_by_kind([arm.end.flops for arm in group]),
                 "tokens": _mean_by_kind([arm.end.tokens for arm in group]),
-                "seconds": _mean_by_kind([arm.end.seconds for arm in group], 2),
+                "seconds": _mean_by_kind([arm.end.seconds for arm in group], 4),
             },
             "wall_s": _mean([arm.wall_s for arm in group]),
             "judge_auroc": _mean_or_none([arm.judge_auroc for arm in group]),
