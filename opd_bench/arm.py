@@ -27,6 +27,7 @@ from opd_bench.methods import Method
 from opd_bench.models import Pair, load_pairs
 from opd_bench.plan import TEACHER, Job
 from opd_bench.prompts import Corpus, Stream, encode_prompts
+from opd_bench.scoring import ModelTeacher
 from opd_bench.statistics import auroc
 from opd_bench.trace import Counter, worst_case
 from opd_bench.train import Progress, train
@@ -73,7 +74,7 @@ class Workshop:
         stream = Stream(self.encoded, job.seed)
         return TorchEngine(
             student=student,
-            teacher=self.pair.teacher,
+            teacher=ModelTeacher(self.pair.teacher),
             eos=self.pair.eos,
             max_response=self.config.max_response,
             stream=stream,

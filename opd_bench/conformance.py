@@ -36,6 +36,7 @@ from opd_bench.judge import Judge
 from opd_bench.ledger import Ledger, OverBudgetError
 from opd_bench.methods import Method, Source, find, shipped
 from opd_bench.prompts import Corpus, Stream
+from opd_bench.scoring import ModelTeacher
 from opd_bench.trace import Counter, full_batch, worst_case
 from opd_bench.train import Progress, train
 from opd_bench.watch import Watch, Watched, foreign_imports
@@ -175,7 +176,7 @@ def bench_of(method: Method, seed: int, folder: Path) -> tuple[Bench, Counter]:
     student, teacher, stream = llama(1, layers=1), llama(2, layers=2), Stream(encoded, seed)
     corpus = Corpus(teacher, stream, EOS, RESPONSE, folder / f"seed-{seed}")
     judge = Judge(teacher, QUESTION, YES, NO, EOS, max_check=CHECK)
-    engine = TorchEngine(student, teacher, EOS, RESPONSE, stream, corpus, judge, method.config.lr, seed)
+    engine = TorchEngine(student, ModelTeacher(teacher), EOS, RESPONSE, stream, corpus, judge, method.config.lr, seed)
     counts = flop_count(student.config), flop_count(teacher.config)
     counter = Counter(stream.longest, RESPONSE, CHECK, len(QUESTION), *counts)
     endless = ENDLESS * full_batch(method)

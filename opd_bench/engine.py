@@ -1,39 +1,41 @@
 """The engine behind a bench: the student, its optimiser, the teacher, the judge and the teacher's text, in one process.
 
-Sequences are scored and trained on in micro-batches of similar length, and the loss is applied to chunks of response
-positions, so that no tensor over all positions and the whole vocabulary exists twice.
+Sequences are scored and trained on in micro-batches of similar length, and output heads and loss are applied to a few response positions at
+a time, so that no tensor over all positions and the whole vocabulary ever exists.
 
-Shapes: B sequences, T tokens, N response tokens of a micro-batch, D width of the model, V vocabulary.
+Shapes: B sequences, T tokens, N response tokens of a micro-batch, M of them at a time, D width of the model, V vocabulary.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from opd_bench.bench import Judgement, Updated
 from opd_bench.errors import RunError
 from opd_bench.judge import Judge
 from opd_bench.losses import Loss, Tokens
-from opd_bench.rollouts import sample
+from opd_bench.mismatch import Mismatch
+from opd_bench.rollouts import Sampler, sample
+from opd_bench.scoring import Teacher, chunks, micro_batches, output_head, response_hidden
 from opd_bench.sequences import Prompts, Sequences
 
-CHUNK = 4096  # response positions whose logits over the vocabulary exist at once
 CLIP = 1.0  # norm of the gradient
 NOISE = 1e-6  # a gradient of smaller norm is rounding of float32 (equal models: 2e-7), which AdamW would blow up to full steps
 
 
 @dataclass
 class TorchEngine:
-    """Student and teacher on one device; ``corpus`` yields teacher text by row of the prompt stream."""
+    """Who trains, samples, scores and judges; ``corpus`` yields teacher text by row of the prompt stream."""
 
     student: PreTrainedModel
-    teacher: PreTrainedModel
+    teacher: Teacher
     eos: int
     max_response: int
     stream: Callable[[int, int], Prompts]
@@ -42,6 +44,9 @@ class TorchEngine:
     lr: float
     seed: int
     micro_tokens: int = 8192
+    sampler: Sampler = sample
+    updates: int = 0
+    mismatch: Mismatch = field(default_factory=Mismatch)
     generator: torch.Generator = field(init=False)
 
     def __post_init__(self) -> None:
@@ -64,14 +69,15 @@ class TorchEngine:
         return self.corpus(rows)
 
     def sample(self, prompts: Prompts, group: int) -> Sequences:
-        return sample(self.student, prompts, max_response=self.max_response, eos=self.eos, generator=self.generator, group=group)
+        rollouts = self.sampler(self.student, prompts, max_response=self.max_response, eos=self.eos, generator=self.generator, group=group)
+        return replace(rollouts, updates=self.updates)
 
     def judge(self, sequences: Sequences) -> Judgement:
         return self.judge_model(sequences)
 
     def fork(self) -> TorchEngine:
         """An engine whose student, optimiser and random state go on from here by themselves; the rest is shared."""
-        other = replace(self, student=copy.deepcopy(self.student))
+        other = replace(self, student=copy.deepcopy(self.student), mismatch=replace(self.mismatch))
         other.optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
         other.generator.set_state(self.generator.get_state())
         return other
@@ -82,26 +88,25 @@ class TorchEngine:
         self.optimizer.zero_grad(set_to_none=True)  # of an update that failed half-way
         for rows in micro_batches(sequences, self.micro_tokens):
             part = sequences[rows]
-            teacher_NV = None
-            if teacher:
+            begun = time.perf_counter()
+            scores = self.teacher(part) if teacher else None
+            teacher_s += time.perf_counter() - begun
+            hidden_ND, mask_BT, head = response_hidden(self.student, part), part.response_BT, output_head(self.student)
+            device = hidden_ND.device
+            ids_N, sampled_N = part.ids_BT[mask_BT].to(device), part.logprob_BT[mask_BT].to(device)
+            weight_N = weights_B[rows][:, None].expand(mask_BT.shape)[mask_BT].to(device)
+            grad_ND = torch.empty_like(hidden_ND)
+            for cut in chunks(len(ids_N), head.out_features):
                 begun = time.perf_counter()
-                teacher_NV = response_log_probs(self.teacher, part)
+                teacher_ME, top_MK = (
+                    (None, None) if scores is None else (given if given is None else given.to(device) for given in scores[cut])
+                )
                 teacher_s += time.perf_counter() - begun
-            hidden_ND = response_hidden(self.student, part)
-            inner_ND = hidden_ND.detach().requires_grad_()
-            mask_BT = part.response_BT
-            ids_N = part.ids_BT[mask_BT].to(hidden_ND.device)
-            weight_N = weights_B[rows][:, None].expand(mask_BT.shape)[mask_BT].to(hidden_ND.device)
-            head = output_head(self.student)
-            for cut in (slice(at, at + CHUNK) for at in range(0, len(ids_N), CHUNK)):
-                tokens = Tokens(ids_N[cut], None if teacher_NV is None else teacher_NV[cut], weight_N[cut])
-                loss_N = loss(head(inner_ND[cut]), tokens)
-                if loss_N.shape != tokens.ids_N.shape:
-                    raise RunError(f"a loss gave shape {tuple(loss_N.shape)}; one value per token is needed, {tuple(tokens.ids_N.shape)}")
-                chunk = loss_N.sum() / sequences.response_tokens
-                chunk.backward()
-                total += chunk.item()
-            hidden_ND.backward(inner_ND.grad)
+                tokens = Tokens(ids_N[cut], teacher_ME, weight_N[cut], top_MK)
+                term = self.mismatch.corrected(loss, sampled_N[cut]) if sequences.updates == self.updates else loss
+                loss_M, grad_ND[cut] = through_head(head, hidden_ND.detach()[cut], term, tokens, 1 / sequences.response_tokens)
+                total += loss_M.sum().item() / sequences.response_tokens
+            hidden_ND.backward(grad_ND)
         norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), CLIP)
         if not norm.isfinite():
             raise RunError("the gradient is not finite; lower the method's lr or look at its loss")
@@ -110,37 +115,27 @@ class TorchEngine:
         if norm > NOISE:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.updates += 1
         return Updated(total, teacher_s, time.perf_counter() - start - teacher_s)
 
 
-def micro_batches(sequences: Sequences, tokens: int) -> Iterator[torch.Tensor]:
-    """Row indices in groups of similar length that stay, padded, within ``tokens`` tokens."""
-    order = sequences.length_B.argsort(descending=True)
-    lengths = sequences.length_B[order].tolist()
-    start = 0
-    while start < len(order):
-        count = max(1, tokens // lengths[start])
-        yield order[start : start + count]
-        start += count
+def through_head(head: torch.nn.Linear, hidden_MD: Tensor, loss: Loss, tokens: Tokens, scale: float) -> tuple[Tensor, Tensor]:
+    """The loss (M,) of these positions, and the gradient (M, D) of ``scale`` times its sum; that of the head's weights is added to theirs.
 
-
-def response_hidden(model: PreTrainedModel, sequences: Sequences) -> torch.Tensor:
-    """The last hidden state (N, D) that predicts each response token, rows one after the other.
-
-    Padding is on the right, where causal attention never looks, so no mask is needed.
+    The gradient of the weights goes straight into its place: autograd would make another tensor of their size for every chunk.
     """
-    ids_BT = sequences.ids_BT.to(model.device)
-    hidden_BTD = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
-    return hidden_BTD[:, :-1][sequences.response_BT[:, 1:].to(model.device)]
-
-
-def output_head(model: PreTrainedModel) -> torch.nn.Linear:
-    head = model.get_output_embeddings()
-    assert isinstance(head, torch.nn.Linear)
-    return head
-
-
-@torch.no_grad()  # not inference_mode: the losses save these tensors for their backward pass
-def response_log_probs(model: PreTrainedModel, sequences: Sequences) -> torch.Tensor:
-    """Log-probabilities (N, V), float32, of the next token at each response token of ``sequences``."""
-    return torch.log_softmax(output_head(model)(response_hidden(model, sequences)).float(), -1)
+    with torch.no_grad():
+        logits_MV = head(hidden_MD)
+    logits_MV.requires_grad_()
+    loss_M = loss(logits_MV, tokens)
+    if loss_M.shape != tokens.ids_N.shape:
+        raise RunError(f"a loss gave shape {tuple(loss_M.shape)}; one value per token is needed, {tuple(tokens.ids_N.shape)}")
+    (grad_MV,) = torch.autograd.grad(loss_M.sum() * scale, logits_MV)
+    for weight, grad in (
+        (head.weight, lambda into: into.addmm_(grad_MV.T, hidden_MD)),
+        (head.bias, lambda into: into.add_(grad_MV.sum(0))),
+    ):
+        if weight is not None and weight.requires_grad:
+            weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            grad(weight.grad)
+    return loss_M.detach(), grad_MV @ head.weight

@@ -1,12 +1,13 @@
 """Per-token losses of distillation, as pure functions: the student's logits at N positions in, one loss per position out.
 
     loss = divergence("reverse_kl")
-    loss_N = loss(logits_NV, Tokens(ids_N, teacher_NV, weight_N))
+    loss_N = loss(logits_NV, Tokens(ids_N, teacher_NE, weight_N))
 
-T is the teacher's and S the student's next-token distribution, both over the whole vocabulary at temperature 1; values are in nats.
+T is the teacher's and S the student's next-token distribution at temperature 1, over the whole vocabulary or over the teacher's K likeliest
+tokens and "any other"; values are in nats.
 Nothing is reduced over positions, so a loss may be called on slices of them; the harness averages over the whole batch's response tokens.
 
-Shapes: N response positions, V vocabulary, B rollouts in G groups of K.
+Shapes: N response positions, V vocabulary, K tokens that a sparse signal tells apart, E events (V, or K + 1), B rollouts in G groups of J.
 Limits: a KL is infinite, and its gradient undefined, where the first distribution has mass and the second has none.
 """
 
@@ -27,8 +28,9 @@ class Tokens:
     """What is known about N response positions besides the student's logits."""
 
     ids_N: Tensor  # the token that was really written
-    teacher_NV: Tensor | None  # the teacher's log-probabilities in float32; None if no teacher signal was asked for
+    teacher_NE: Tensor | None  # the teacher's log-probabilities in float32; None if no teacher signal was asked for
     weight_N: Tensor  # the sequence's weight (advantage) at each of its tokens, 1 where the method gave none; read by policy_gradient only
+    top_NK: Tensor | None = None  # the tokens that the first K columns of teacher_NE are for; None: all, in order
 
 
 Loss = Callable[[Tensor, Tokens], Tensor]
@@ -58,11 +60,18 @@ def mixture(p_NV: Tensor, q_NV: Tensor, share: float) -> Tensor:
     return torch.logaddexp(p_NV.masked_fill(empty_NV, 0), q_NV.masked_fill(empty_NV, 0)).masked_fill(empty_NV, -math.inf)
 
 
-def _teacher_student(logits_NV: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of T and S, (N, V) in float32."""
-    if tokens.teacher_NV is None:
+def teacher_student(logits_NV: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of T and S, (N, E) in float32, of the events that the teacher's signal tells apart: V tokens, or K and "any other".
+
+    A divergence between coarser events is never above that between the tokens (data-processing inequality). UserError without a signal.
+    """
+    if tokens.teacher_NE is None:
         raise UserError("this loss compares with the teacher: pass signal=bench.teacher(sequences) to bench.update")
-    return tokens.teacher_NV, torch.log_softmax(logits_NV.float(), -1)
+    logits_NV = logits_NV.float()
+    if tokens.top_NK is None:
+        return tokens.teacher_NE, torch.log_softmax(logits_NV, -1)
+    others_N1 = logits_NV.scatter(-1, tokens.top_NK, -math.inf).logsumexp(-1, keepdim=True)
+    return tokens.teacher_NE, torch.log_softmax(torch.cat((logits_NV.gather(-1, tokens.top_NK), others_N1), -1), -1)
 
 
 def cross_entropy(logits_NV: Tensor, tokens: Tokens) -> Tensor:
@@ -80,26 +89,26 @@ def group_normalised(verdict_B: Tensor, group: int) -> Tensor:
 
     The rollouts of a group follow one another, ``group`` of them; 0 in a group of equal verdicts.
     """
-    verdict_GK = verdict_B.view(-1, group)
-    centred_GK = verdict_GK - verdict_GK.mean(1, keepdim=True)
-    return (centred_GK / (verdict_GK.std(1, keepdim=True) + 1e-3)).flatten()
+    verdict_GJ = verdict_B.view(-1, group)
+    centred_GJ = verdict_GJ - verdict_GJ.mean(1, keepdim=True)
+    return (centred_GJ / (verdict_GJ.std(1, keepdim=True) + 1e-3)).flatten()
 
 
 def forward_kl(logits_NV: Tensor, tokens: Tokens) -> Tensor:
     """KL(T‖S), the supervised KD of GKD (Agarwal et al., arXiv 2306.13649); UserError without a teacher signal, as all below."""
-    t_NV, s_NV = _teacher_student(logits_NV, tokens)
+    t_NV, s_NV = teacher_student(logits_NV, tokens)
     return kl(t_NV, s_NV)
 
 
 def reverse_kl(logits_NV: Tensor, tokens: Tokens) -> Tensor:
     """KL(S‖T), the usual objective of on-policy distillation (MiniLLM, Gu et al., arXiv 2306.08543)."""
-    t_NV, s_NV = _teacher_student(logits_NV, tokens)
+    t_NV, s_NV = teacher_student(logits_NV, tokens)
     return kl(s_NV, t_NV)
 
 
 def total_variation(logits_NV: Tensor, tokens: Tokens) -> Tensor:
     """½ Σ |T − S|, between 0 and 1."""
-    t_NV, s_NV = _teacher_student(logits_NV, tokens)
+    t_NV, s_NV = teacher_student(logits_NV, tokens)
     return (t_NV.exp() - s_NV.exp()).abs().sum(-1) / 2
 
 
@@ -111,7 +120,7 @@ def jsd(beta: float = 0.5) -> Loss:
     """
 
     def loss(logits_NV: Tensor, tokens: Tokens) -> Tensor:
-        t_NV, s_NV = _teacher_student(logits_NV, tokens)
+        t_NV, s_NV = teacher_student(logits_NV, tokens)
         m_NV = mixture(t_NV, s_NV, beta)
         return torch.stack([share * kl(p_NV, m_NV) for share, p_NV in ((beta, t_NV), (1 - beta, s_NV)) if share]).sum(0)
 
@@ -122,7 +131,7 @@ def skew_forward_kl(alpha: float = 0.1) -> Loss:
     """KL(T ‖ α·T + (1−α)·S) (DistiLLM, Ko et al., arXiv 2402.03898)."""
 
     def loss(logits_NV: Tensor, tokens: Tokens) -> Tensor:
-        t_NV, s_NV = _teacher_student(logits_NV, tokens)
+        t_NV, s_NV = teacher_student(logits_NV, tokens)
         return kl(t_NV, mixture(t_NV, s_NV, alpha))
 
     return loss
@@ -132,7 +141,7 @@ def skew_reverse_kl(alpha: float = 0.1) -> Loss:
     """KL(S ‖ (1−α)·T + α·S) (DistiLLM, Ko et al., arXiv 2402.03898)."""
 
     def loss(logits_NV: Tensor, tokens: Tokens) -> Tensor:
-        t_NV, s_NV = _teacher_student(logits_NV, tokens)
+        t_NV, s_NV = teacher_student(logits_NV, tokens)
         return kl(s_NV, mixture(s_NV, t_NV, alpha))
 
     return loss

@@ -20,11 +20,11 @@ from scipy.optimize import root_scalar
 from transformers import PreTrainedModel
 
 from opd_bench import store
-from opd_bench.engine import micro_batches, output_head, response_hidden
 from opd_bench.errors import UserError
 from opd_bench.exposure import Divergences
 from opd_bench.losses import entropy, kl
 from opd_bench.rollouts import sample
+from opd_bench.scoring import micro_batches, output_head, response_hidden
 from opd_bench.sequences import Prompts, Sequences
 
 TOP = 8  # next tokens whose agreement is the support overlap

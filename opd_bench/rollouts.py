@@ -1,54 +1,47 @@
-"""Sampling token ids from a model: cached decoding in one process, rows leaving the batch as they end.
+"""Sampling token ids from a model: rows of a batch end, and prompts that wait take their places.
 
     rollouts = sample(model, prompts, max_response=88, eos=1, generator=torch.Generator().manual_seed(0))
 
-The full distribution is sampled (no top-p or top-k), at temperature 1 wherever something trains on it: the losses assume that. Prompts are
-padded on the left while decoding and given back padded on the right.
+The full distribution is sampled (no top-p or top-k), at temperature 1 wherever something trains on it: the losses assume that.
 
-Shapes: B sequences, R rows still alive, P prompt tokens, T tokens, V vocabulary, H heads, Q head width.
+Shapes: B sequences, R rows decoded together, P prompt tokens, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-import inspect
+from collections import deque
+from typing import Protocol
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
 
-from opd_bench.sequences import Prompts, Sequences, concatenate
+from opd_bench.decoder import decoder_of
+from opd_bench.sequences import Prompts, Sequences
+
+
+class Sampler(Protocol):
+    """Who writes rollouts with the weights that ``model`` has at the call: `sample` below, or vLLM (`vllm_sampler.py`)."""
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        prompts: Prompts,
+        *,
+        max_response: int,
+        eos: int,
+        generator: torch.Generator | None,
+        group: int = 1,
+        temperature: float = 1.0,
+    ) -> Sequences: ...
+
 
 ROWS = 256  # sequences decoded together
-COMPACT = 0.8  # rows are dropped once fewer than this share of them is alive
+REFILL = 0.8  # ended rows are replaced, or dropped where no prompt waits, once fewer than this share of them is alive
 
 
-class PreallocatedLayer(DynamicLayer):
-    """A key/value cache that writes in place instead of copying everything at every token."""
-
-    def __init__(self, capacity: int) -> None:
-        super().__init__()
-        self.capacity, self.filled = capacity, 0
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        super().lazy_initialization(key_states, value_states)
-        rows, heads, _, width = key_states.shape
-        self.buffer_2RHTQ = key_states.new_empty(2, rows, heads, self.capacity, width)
-
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        end = self.filled + key_states.shape[-2]
-        self.buffer_2RHTQ[0, :, :, self.filled : end] = key_states
-        self.buffer_2RHTQ[1, :, :, self.filled : end] = value_states
-        self.filled = end
-        self.keys, self.values = self.buffer_2RHTQ[:, :, :, :end]
-        return self.keys, self.values
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        self.buffer_2RHTQ = self.buffer_2RHTQ[:, indices]
-        self.keys, self.values = self.buffer_2RHTQ[:, :, :, : self.filled]
-
-
+@torch.inference_mode()
 def sample(
     model: PreTrainedModel,
     prompts: Prompts,
@@ -63,69 +56,65 @@ def sample(
 
     A response ends with EOS or is cut, without EOS, after ``max_response`` tokens.
     """
-    prompts = prompts.repeat(group)
-    order = sorted(range(len(prompts)), key=lambda row: len(prompts.ids[row]))
-    parts = [
-        _decode(model, [prompts.ids[row] for row in order[start : start + ROWS]], max_response, eos, generator, temperature)
-        for start in range(0, len(order), ROWS)
-    ]
-    rank_B = torch.empty(len(order), dtype=torch.long)
-    rank_B[torch.tensor(order)] = torch.arange(len(order))
-    rollouts = concatenate(parts)[rank_B]
-    return Sequences(**{**vars(rollouts), "group": group})
+    ids, device = prompts.repeat(group).ids, model.device
+    prompt_B = torch.tensor([len(row) for row in ids])
+    waiting = deque(prompt_B.argsort(descending=True, stable=True).tolist())  # long ones first: they tend to have long answers
+    rows, nobody = min(ROWS, len(ids)), len(ids)  # a slot whose sequence has ended writes to a row that nobody reads
+    decoder = decoder_of(model, rows, int(prompt_B.max()) + max_response)
+    response_BT = torch.full((nobody + 1, max_response), eos, device=device)
+    logprob_BT = torch.zeros(nobody + 1, max_response, device=device)
+    written_B = torch.zeros(nobody + 1, dtype=torch.long, device=device)
+    row_R, token_R, position_R = torch.full((rows,), nobody, device=device), *torch.zeros(2, rows, dtype=torch.long, device=device)
+    alive = 0
+    while alive or waiting:
+        if alive and alive >= REFILL * len(row_R):
+            slot_R, logits_RV = torch.arange(len(row_R), device=device), decoder.step(token_R, position_R)
+        elif waiting:
+            slot_R = (row_R == nobody).nonzero()[: len(waiting), 0]
+            row_R[slot_R] = torch.tensor([waiting.popleft() for _ in slot_R], device=device)
+            prompts_RP = pad_sequence([torch.tensor(ids[row]) for row in row_R[slot_R].tolist()], batch_first=True, padding_value=eos)
+            taken_R = prompt_B[row_R[slot_R].cpu()].to(device)
+            logits_RV = decoder.prefill(prompts_RP.to(device), taken_R, slot_R)
+            position_R[slot_R] = taken_R - 1
+        else:
+            source_R, target_R = (row_R[alive:] < nobody).nonzero()[:, 0] + alive, (row_R[:alive] == nobody).nonzero()[:, 0]
+            decoder.move(source_R, target_R)
+            for state_R in (row_R, token_R, position_R):
+                state_R[target_R] = state_R[source_R]
+            row_R, token_R, position_R = row_R[:alive], token_R[:alive], position_R[:alive]
+            continue
+        drawn_R, chance_R = draw(logits_RV, generator, temperature)
+        at_R = row_R[slot_R]
+        response_BT[at_R, written_B[at_R]], logprob_BT[at_R, written_B[at_R]] = drawn_R, chance_R
+        written_B[at_R] += 1
+        ended_R = (drawn_R == eos) | (written_B[at_R] == max_response) | (at_R == nobody)
+        written_B[nobody] = 0
+        token_R[slot_R], position_R[slot_R] = drawn_R, position_R[slot_R] + 1
+        row_R[slot_R[ended_R]] = nobody
+        position_R[slot_R[ended_R]] = 0
+        alive = int((row_R < nobody).sum())
+    return _right_padded(ids, prompt_B, response_BT.cpu(), logprob_BT.cpu(), written_B.cpu(), eos, group)
 
 
-@torch.inference_mode()
-def _decode(
-    model: PreTrainedModel, prompts: list[list[int]], max_response: int, eos: int, generator: torch.Generator | None, temperature: float
-) -> Sequences:
-    device, widest = model.device, max(map(len, prompts))
-    layers: int = model.config.num_hidden_layers
-    cache = DynamicCache()
-    # transformers 5.24 renamed the argument
-    cached = {"cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values": cache}
-    cache.layers.extend(PreallocatedLayer(widest + max_response) for _ in range(layers))
-    prompt_B = torch.tensor([len(ids) for ids in prompts])
-    ids_BP = torch.tensor([[eos] * (widest - len(ids)) + ids for ids in prompts], device=device)
-    real_RT = torch.arange(widest + max_response, device=device) >= (widest - prompt_B.to(device))[:, None]
-    response_BT = torch.full((len(prompts), max_response), eos, device=device)
-    logprob_BT = torch.zeros(len(prompts), max_response, device=device)
-    length_B = torch.full((len(prompts),), max_response, device=device)
-    alive_R = torch.arange(len(prompts), device=device)
-    done_R = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    inputs_RP, position_RP = ids_BP, (torch.arange(widest, device=device) - (widest - prompt_B.to(device))[:, None]).clamp(min=0)
-    mask: torch.Tensor = real_RT[:, :widest].long()  # two-dimensional for the prefill, ready-made afterwards
-    for step in range(max_response):
-        logits_RV = model(
-            input_ids=inputs_RP, attention_mask=mask, position_ids=position_RP, use_cache=True, logits_to_keep=1, **cached
-        ).logits[:, -1]
-        logprob_RV = torch.log_softmax(logits_RV.float() / temperature, -1)
-        noise_RV = 0.0 if generator is None else -torch.empty(logprob_RV.shape).exponential_(generator=generator).log().to(device)
-        token_R = (logprob_RV + noise_RV).argmax(-1)
-        response_BT[alive_R[~done_R], step] = token_R[~done_R]
-        logprob_BT[alive_R[~done_R], step] = logprob_RV.gather(1, token_R[:, None])[~done_R, 0]
-        length_B[alive_R[~done_R & (token_R == eos)]] = step + 1
-        done_R |= token_R == eos
-        if done_R.all():
-            break
-        position_R = position_RP[:, -1] + 1
-        if (~done_R).float().mean() < COMPACT:
-            keep = (~done_R).nonzero()[:, 0]
-            cache.batch_select_indices(keep)
-            alive_R, done_R, token_R, position_R, real_RT = alive_R[keep], done_R[keep], token_R[keep], position_R[keep], real_RT[keep]
-        inputs_RP, position_RP = token_R[:, None], position_R[:, None]
-        mask = real_RT[:, None, None, : widest + step + 1]
-    finished_B = response_BT.gather(1, length_B[:, None] - 1)[:, 0] == eos
-    return _right_padded(prompts, prompt_B, response_BT.cpu(), logprob_BT.cpu(), length_B.cpu(), finished_B.cpu())
+def draw(logits_RV: Tensor, generator: torch.Generator | None, temperature: float) -> tuple[Tensor, Tensor]:
+    """A token for each row and its log-probability (nats); the most probable token where ``generator`` is None."""
+    logprob_RV = torch.log_softmax(logits_RV.float() / temperature, -1)
+    if generator is None:
+        token_R = logprob_RV.argmax(-1)
+    else:  # one random number a row, looked up among the cumulated probabilities; one per token would cost more than a small model
+        cumulated_RV = logprob_RV.double().exp().cumsum(-1)
+        uniform_R1 = torch.rand(len(logits_RV), 1, generator=generator, dtype=torch.float64).to(logits_RV.device)
+        token_R = torch.searchsorted(cumulated_RV, uniform_R1 * cumulated_RV[:, -1:], right=True)[:, 0].clamp(max=logits_RV.shape[1] - 1)
+    return token_R, logprob_RV.gather(1, token_R[:, None])[:, 0]
 
 
-def _right_padded(prompts, prompt_B, response_BT, logprob_BT, length_B, finished_B) -> Sequences:
-    total_B = prompt_B + length_B
-    ids_BT = torch.zeros(len(prompts), int(total_B.max()), dtype=torch.long)
+def _right_padded(ids, prompt_B, response_BT, logprob_BT, written_B, eos: int, group: int) -> Sequences:
+    length_B = prompt_B + written_B[:-1]
+    ids_BT = torch.zeros(len(ids), int(length_B.max()), dtype=torch.long)
     padded_BT = torch.zeros(ids_BT.shape)
-    for row, ids in enumerate(prompts):
-        start, length = len(ids), int(length_B[row])
-        ids_BT[row, :start] = torch.tensor(ids)
-        ids_BT[row, start : start + length] = response_BT[row, :length]
-        padded_BT[row, start : start + length] = logprob_BT[row, :length]
-    return Sequences(ids_BT, prompt_B, total_B, finished_B, padded_BT)
+    for row, prompt in enumerate(ids):
+        start, end = len(prompt), int(length_B[row])
+        ids_BT[row, :start] = torch.tensor(prompt)
+        ids_BT[row, start:end] = response_BT[row, : end - start]
+        padded_BT[row, start:end] = logprob_BT[row, : end - start]
+    return Sequences(ids_BT, prompt_B, length_B, ids_BT.gather(1, length_B[:, None] - 1)[:, 0] == eos, padded_BT, group)

@@ -193,16 +193,16 @@ class Watch:
         if (end_N & (_pull(loss, logits_NV, tokens) == 0) & (_pull(loss, logits_NV, other) > 0)).any():
             self.note(self.complaints, "EOS is masked: its positions have no gradient where any other token has one")
             return
-        if tokens.teacher_NV is None:
+        if tokens.teacher_NE is None:
             return
         plain = replace(tokens, weight_N=torch.ones_like(tokens.weight_N))
         moved = replace(plain, ids_N=(tokens.ids_N + 1) % logits_NV.shape[-1])
         if torch.equal(loss(logits_NV, plain).detach(), loss(logits_NV, moved).detach()):  # it reads no written token: a divergence
-            teacher_NV = tokens.teacher_NV
-            small_NV = NUDGE * torch.randn(teacher_NV.shape, generator=self._draw)
-            least_N = loss(teacher_NV, plain).detach()
+            teacher_NE = tokens.teacher_NE
+            small_NV = NUDGE * torch.randn(teacher_NE.shape, generator=self._draw)
+            least_N = loss(teacher_NE, plain).detach()
             if any(
-                (loss(near_NV, plain).detach() < least_N - TOLERANCE).any() for near_NV in (teacher_NV + small_NV, teacher_NV - small_NV)
+                (loss(near_NV, plain).detach() < least_N - TOLERANCE).any() for near_NV in (teacher_NE + small_NV, teacher_NE - small_NV)
             ):
                 self.note(self.complaints, "the divergence is not smallest, and its gradient not zero, where student and teacher agree")
 
@@ -214,8 +214,8 @@ def _texts(sequences: Sequences) -> list[tuple[int, tuple[int, ...]]]:
 
 
 def _rows(tokens: Tokens, rows: torch.Tensor) -> Tokens:
-    teacher_NV = None if tokens.teacher_NV is None else tokens.teacher_NV[rows]
-    return Tokens(tokens.ids_N[rows], teacher_NV, tokens.weight_N[rows])
+    teacher_NE = None if tokens.teacher_NE is None else tokens.teacher_NE[rows]
+    return Tokens(tokens.ids_N[rows], teacher_NE, tokens.weight_N[rows])
 
 
 def _pull(loss: Loss, logits_NV: torch.Tensor, tokens: Tokens) -> torch.Tensor:

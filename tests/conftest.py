@@ -23,8 +23,10 @@ from opd_bench.judge import Judge
 from opd_bench.ledger import Ledger
 from opd_bench.methods import find
 from opd_bench.prompts import Corpus, Stream
+from opd_bench.scoring import ModelTeacher
 from opd_bench.trace import Counter
 
+torch.set_num_threads(1)  # the tests themselves run side by side
 VOCABULARY, EOS, YES, NO, RESPONSE = 11, 1, 4, 5, 6
 
 
@@ -103,7 +105,7 @@ def rig(tmp_path: Path) -> Callable[..., Rig]:
         student, teacher, stream = tiny_llama(1, layers=1), tiny_llama(2), Stream(encoded, seed)
         engine = TorchEngine(
             student=student,
-            teacher=teacher,
+            teacher=ModelTeacher(teacher),
             eos=EOS,
             max_response=RESPONSE,
             stream=stream,

@@ -12,12 +12,13 @@ import torch
 from conftest import EOS, NO, VOCABULARY, YES, tiny_llama
 
 from opd_bench import engine as engine_module
-from opd_bench.engine import micro_batches, response_log_probs
+from opd_bench import scoring
 from opd_bench.errors import RunError, UserError
 from opd_bench.exposure import gap
 from opd_bench.judge import Judge
 from opd_bench.losses import Tokens, cross_entropy, forward_kl, policy_gradient, reverse_kl
 from opd_bench.measure import Rollouts, along
+from opd_bench.scoring import ModelTeacher, micro_batches
 from opd_bench.sequences import Prompts, Sequences
 
 
@@ -36,7 +37,7 @@ ROWS = [([3, 4], [5, 6, 7, EOS]), ([8], [9, 2, EOS]), ([2, 3, 4, 5], [6]), ([7, 
 @pytest.fixture
 def engine(rig, monkeypatch):
     """An engine that cuts into many micro-batches and chunks, and keeps its gradient unclipped in ``gradient``."""
-    monkeypatch.setattr(engine_module, "CHUNK", 3)
+    monkeypatch.setattr(scoring, "CHUNK_LOGITS", 3 * VOCABULARY)
     monkeypatch.setattr(engine_module, "CLIP", 1e9)
     made = rig().engine
     made.micro_tokens = 10
@@ -53,7 +54,7 @@ def plain(engine, batch: Sequences, loss, weights_B: torch.Tensor) -> tuple[floa
     for row in range(len(batch)):
         ids_T = batch.ids_BT[row, : batch.length_B[row]]
         logits_TV = student(ids_T[None]).logits[0]
-        teacher_TV = engine.teacher(ids_T[None]).logits[0].log_softmax(-1).detach()
+        teacher_TV = engine.teacher.model(ids_T[None]).logits[0].log_softmax(-1).detach()
         for place in range(int(batch.prompt_B[row]), len(ids_T)):  # the token at `place` is predicted one position earlier
             tokens = Tokens(ids_T[place : place + 1], teacher_TV[place - 1 : place], weights_B[row : row + 1])
             values.append(loss(logits_TV[place - 1 : place], tokens)[0])
@@ -98,7 +99,7 @@ def test_the_learning_rate_of_a_step_is_scaled(engine):
 @pytest.mark.parametrize("loss", [forward_kl, reverse_kl])
 def test_a_student_equal_to_its_teacher_has_nothing_to_learn(engine, loss):
     engine.student.load_state_dict(tiny_llama(1, layers=1).state_dict())
-    engine.teacher = copy.deepcopy(engine.student)
+    engine.teacher = ModelTeacher(copy.deepcopy(engine.student))
     before = copy.deepcopy(engine.student.state_dict())
     done = engine.update(sequences(*ROWS), loss, teacher=True, weights_B=None, lr_scale=1.0)
     assert abs(done.loss) < 1e-6
@@ -126,10 +127,11 @@ def test_micro_batches_hold_every_row_once_within_their_size():
 
 def test_scored_rows_come_in_the_order_of_response_tokens(engine):
     batch = sequences(*ROWS)
-    together_NV = response_log_probs(engine.teacher, batch)
-    alone = [response_log_probs(engine.teacher, batch[[row]]) for row in range(len(batch))]
+    together_NV, everything = engine.teacher(batch)[:]
+    alone = [engine.teacher(batch[[row]])[:][0] for row in range(len(batch))]
     torch.testing.assert_close(together_NV, torch.cat(alone), rtol=0, atol=1e-5)
     assert together_NV.shape == (batch.response_tokens, VOCABULARY)
+    assert everything is None
 
 
 def test_a_judge_at_random_writes_the_same_checks_and_draws_each_verdict_from_the_text_alone(rig):
@@ -178,7 +180,7 @@ class Scripted:
     """A judge model that writes one token per row, with a given probability, then EOS; it keeps what it was asked."""
 
     device = torch.device("cpu")
-    config = SimpleNamespace(num_hidden_layers=1)
+    config = SimpleNamespace(num_hidden_layers=1, model_type="scripted")
 
     def __init__(self, script: list[tuple[int, float]]) -> None:
         self.script, self.asked = script, None
@@ -192,7 +194,7 @@ class Scripted:
                 probability_RV[row, token] = probability
         else:
             probability_RV[:, EOS] = 1
-        return SimpleNamespace(logits=probability_RV.log()[:, None])
+        return SimpleNamespace(logits=probability_RV.log()[:, None].expand(-1, input_ids.shape[1], -1))
 
     __call__ = forward
 

@@ -19,7 +19,10 @@ ORDER = (
         "methods",
         "config",
         "models",
+        "decoder",
         "rollouts",
+        "scoring",
+        "mismatch",
         "judge",
         "engine",
         "measure",
@@ -62,7 +65,23 @@ READERS = {
     "power",
     "plots",
 }  # they see recorded files, never a model
-WORKERS = {"bench", "engine", "rollouts", "judge", "measure", "prompts", "trace", "train", "arm", "evaluate", "models", "launch"}
+WORKERS = {
+    "bench",
+    "decoder",
+    "engine",
+    "mismatch",
+    "rollouts",
+    "scoring",
+    "judge",
+    "measure",
+    "prompts",
+    "trace",
+    "train",
+    "arm",
+    "evaluate",
+    "models",
+    "launch",
+}
 METHODS = {path.stem for path in BASELINES.glob("*.py")}
 
 

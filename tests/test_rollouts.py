@@ -90,9 +90,9 @@ def test_greedy_does_not_depend_on_padding_order_or_compaction(model, monkeypatc
     alone = [sampled(model, Prompts([ids], ["task"]), seed=None).response(0) for ids in PROMPTS.ids]
     assert len({len(response) for response in alone}) > 1, "rows must end at different times for the batch to be compacted"
     backwards = Prompts(PROMPTS.ids[::-1], PROMPTS.tasks)
-    for rows, compact in ((256, 0.8), (256, 0.0), (256, 1.1), (3, 0.8)):
+    for rows, compact in ((256, 0.8), (256, 0.0), (256, 1.0), (3, 0.8)):
         monkeypatch.setattr(rollouts, "ROWS", rows)
-        monkeypatch.setattr(rollouts, "COMPACT", compact)
+        monkeypatch.setattr(rollouts, "REFILL", compact)
         assert [sampled(model, seed=None).response(row) for row in range(8)] == alone
         assert [sampled(model, backwards, seed=None).response(row) for row in range(8)] == alone[::-1]
 
