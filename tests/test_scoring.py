@@ -18,7 +18,6 @@ from opd_bench.sequences import Prompts, concatenate
 from opd_bench.teacher_cache import CachedTeacher
 
 
-
 @pytest.fixture
 def teacher():
     return ModelTeacher(tiny_llama(2))
