@@ -9,7 +9,7 @@ projections that read one input side by side and makes one call where the module
 `Cached`, which is those modules.
 
 Shapes: R rows (slots), P prompt tokens, C positions of the cache, D width, H query heads, K key/value heads, Q head width, V vocabulary,
-N tokens of all rows, J = H + 2 K, U different lengths of prompts.
+N tokens of all rows, J = H + 2 K, S: two or more of these side by side, U different lengths of prompts.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from opd_bench.scoring import output_head
+
 FUSED = ("llama", "qwen3")
 FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")  # whose angles do not depend on how long a sequence is
 
@@ -37,7 +39,7 @@ class Decoder(Protocol):
         """Logits (R, V) after ``token_R`` at ``position_R``, a token for every slot."""
         ...
 
-    def move(self, source_R: Tensor, target_R: Tensor) -> None:
+    def move(self, sources: list[int], targets: list[int]) -> None:
         """Copy slots onto others. A step is for as many slots as it has tokens, from the first on."""
         ...
 
@@ -61,59 +63,64 @@ class Fused:
     def __init__(self, model: PreTrainedModel, rows: int, capacity: int) -> None:
         config: Any = model.config
         base: Any = model.base_model
-        self.embedding, self.norm, self.head = base.embed_tokens, _rms_norm(base.norm), model.get_output_embeddings()
-        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.layers = [_Layer(layer) for layer in base.layers]
-        device, dtype, width = model.device, model.dtype, self.layers[0].head_width
-        self.place_C, self.slot_R = torch.arange(capacity, device=device), torch.arange(rows, device=device)
+        self.embedding, self.norm, self.head = base.embed_tokens.weight, _rms_norm(base.norm), output_head(model)
+        self.heads, self.kv_heads, self.width = config.num_attention_heads, config.num_key_value_heads, self.layers[0].head_width
+        self.turned = self.heads + self.kv_heads  # queries and keys, which are rotated
+        device, dtype = model.device, model.dtype
+        self.place_C = torch.arange(capacity, device=device)
         cos_1CQ, sin_1CQ = base.rotary_emb(torch.empty(1, 1, 1, device=device, dtype=dtype), self.place_C[None])
-        self.cos_C1Q, sign_Q = cos_1CQ[0, :, None], torch.where(torch.arange(width, device=device) < width // 2, -1, 1)
-        self.sin_C1Q = sin_1CQ[0, :, None] * sign_Q  # rolled by half a head, so that no halves need be cut out and negated
-        self.cache_LRC2KQ = torch.zeros(len(self.layers), rows, capacity, 2, self.kv_heads, width, device=device, dtype=dtype)
+        sign_Q = torch.where(self.place_C.new_ones(self.width).cumsum(0) <= self.width // 2, -1, 1)
+        # the sine's sign lets a roll by half a head stand for cutting out both halves and negating one
+        self.cos_sin_CS = torch.cat((cos_1CQ[0], sin_1CQ[0] * sign_Q), -1)
+        self.cache_LCS = torch.zeros(len(self.layers), rows * capacity, 2 * self.kv_heads * self.width, device=device, dtype=dtype)
+        self.start_R = torch.arange(rows, device=device) * capacity  # of each slot in the cache
 
     def prefill(self, ids_RP: Tensor, length_R: Tensor, slot_R: Tensor) -> Tensor:
         rows, longest = ids_RP.shape
+        place_N = (self.start_R[slot_R, None] + self.place_C[:longest]).flatten()
 
         def attend(index: int, qkv_NJQ: Tensor) -> Tensor:
-            qkv_RPJQ = qkv_NJQ.unflatten(0, (rows, longest))
-            self.cache_LRC2KQ[index][slot_R, :longest] = qkv_RPJQ[:, :, self.heads :].unflatten(2, (2, self.kv_heads))
-            q, k, v = qkv_RPJQ.transpose(1, 2).split((self.heads, self.kv_heads, self.kv_heads), 1)
+            self.cache_LCS[index].index_copy_(0, place_N, qkv_NJQ[:, self.heads :].flatten(1))
+            q, k, v = qkv_NJQ.view(rows, longest, -1, self.width).transpose(1, 2).split((self.heads, self.kv_heads, self.kv_heads), 1)
             grouped, scale = self.heads > self.kv_heads, self.layers[index].scale
             attended_RHPQ = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
             return attended_RHPQ.transpose(1, 2).reshape(rows * longest, -1)
 
         hidden_ND = self._run(ids_RP.flatten(), self.place_C[:longest].repeat(rows), attend)
-        last_RD = hidden_ND.unflatten(0, (rows, longest))[torch.arange(rows, device=hidden_ND.device), length_R - 1]
-        return self.head(self.norm(last_RD))
+        return self.head(self.norm(hidden_ND[torch.arange(rows, device=hidden_ND.device) * longest + length_R - 1]))
 
     def step(self, token_R: Tensor, position_R: Tensor) -> Tensor:
-        rows, longest = len(token_R), int(position_R.max()) + 1
-        seen_R11C = (self.place_C[:longest] <= position_R[:, None])[:, None, None]
+        rows, longest, groups = len(token_R), int(position_R.max()) + 1, self.heads // self.kv_heads
+        place_R = self.start_R[:rows] + position_R
+        unseen_R11C = torch.zeros(rows, 1, 1, longest, device=token_R.device, dtype=self.embedding.dtype)
+        unseen_R11C.masked_fill_((self.place_C[:longest] > position_R[:, None])[:, None, None], -torch.inf)
+        cache_LRC2KQ = self.cache_LCS.view(len(self.layers), -1, len(self.place_C), 2, self.kv_heads, self.width)
 
         def attend(index: int, qkv_RJQ: Tensor) -> Tensor:
-            cache_RC2KQ = self.cache_LRC2KQ[index, :rows]
-            cache_RC2KQ[self.slot_R[:rows], position_R] = qkv_RJQ[:, self.heads :].unflatten(1, (2, self.kv_heads))
-            k_RKCQ, v_RKCQ = cache_RC2KQ[:, :longest].permute(2, 0, 3, 1, 4)
+            self.cache_LCS[index].index_copy_(0, place_R, qkv_RJQ[:, self.heads :].flatten(1))
+            k_RKCQ, v_RKCQ = cache_LRC2KQ[index, :rows, :longest].permute(2, 0, 3, 1, 4)
             # the queries that share a key stand where tokens usually do, so that no key is copied
-            q_RKGQ = qkv_RJQ[:, : self.heads].unflatten(1, (self.kv_heads, -1))
-            return F.scaled_dot_product_attention(q_RKGQ, k_RKCQ, v_RKCQ, seen_R11C, scale=self.layers[index].scale).reshape(rows, -1)
+            q_RKGQ = qkv_RJQ[:, : self.heads].view(rows, self.kv_heads, groups, self.width)
+            return F.scaled_dot_product_attention(q_RKGQ, k_RKCQ, v_RKCQ, unseen_R11C, scale=self.layers[index].scale).view(rows, -1)
 
         return self.head(self.norm(self._run(token_R, position_R, attend)))
 
-    def move(self, source_R: Tensor, target_R: Tensor) -> None:
-        self.cache_LRC2KQ[:, target_R] = self.cache_LRC2KQ[:, source_R]
+    def move(self, sources: list[int], targets: list[int]) -> None:
+        slots_LRS = self.cache_LCS.view(len(self.layers), len(self.start_R), -1)
+        slots_LRS[:, targets] = slots_LRS[:, sources]
 
     def _run(self, ids_N: Tensor, position_N: Tensor, attend: Callable[[int, Tensor], Tensor]) -> Tensor:
         """The last hidden state (N, D), before the norm. ``attend(layer, qkv_NJQ)`` gives (N, H·Q)."""
-        hidden_ND, turned = self.embedding(ids_N), self.heads + self.kv_heads
-        cos_N1Q, sin_N1Q = self.cos_C1Q[position_N], self.sin_C1Q[position_N]
+        hidden_ND = F.embedding(ids_N, self.embedding)
+        cos_N1Q, sin_N1Q = self.cos_sin_CS.index_select(0, position_N).view(-1, 1, 2 * self.width).chunk(2, -1)
         for index, layer in enumerate(self.layers):
-            qkv_NJQ = layer.qkv(layer.norm_in(hidden_ND)).unflatten(1, (-1, layer.head_width))
+            qkv_NJQ = layer.qkv(layer.norm_in(hidden_ND)).view(len(ids_N), -1, self.width)
             if layer.norm_q and layer.norm_k:
-                q_NHQ, k_NKQ = qkv_NJQ[:, :turned].split((self.heads, self.kv_heads), 1)
-                qkv_NJQ = torch.cat((layer.norm_q(q_NHQ), layer.norm_k(k_NKQ), qkv_NJQ[:, turned:]), 1)
-            qk_NJQ = qkv_NJQ[:, :turned]
-            qk_NJQ.copy_(torch.addcmul(qk_NJQ * cos_N1Q, qk_NJQ.roll(layer.head_width // 2, -1), sin_N1Q))
+                q_NHQ, k_NKQ, v_NKQ = qkv_NJQ.split((self.heads, self.kv_heads, self.kv_heads), 1)
+                qkv_NJQ = torch.cat((layer.norm_q(q_NHQ), layer.norm_k(k_NKQ), v_NKQ), 1)
+            qk_NJQ = qkv_NJQ[:, : self.turned]
+            torch.addcmul(qk_NJQ * cos_N1Q, qk_NJQ.roll(self.width // 2, -1), sin_N1Q, out=qk_NJQ)
             hidden_ND = hidden_ND + layer.out(attend(index, qkv_NJQ))
             gate_NI, up_NI = layer.gate_up(layer.norm_mid(hidden_ND)).chunk(2, -1)
             hidden_ND = hidden_ND + layer.down(layer.act(gate_NI) * up_NI)
@@ -140,7 +147,15 @@ def _side_by_side(*maps: torch.nn.Linear) -> Callable[[Tensor], Tensor]:
 
 
 def _rms_norm(norm: Any) -> Callable[[Tensor], Tensor]:
-    return lambda inputs: F.rms_norm(inputs, norm.weight.shape, norm.weight, norm.variance_epsilon)
+    """In float32 and a few calls; torch's own makes about three times as many on a CPU."""
+    weight, eps = norm.weight, norm.variance_epsilon
+
+    def normalised(inputs: Tensor) -> Tensor:
+        values = inputs.float()
+        scale = torch.linalg.vecdot(values, values).div_(values.shape[-1]).add_(eps).rsqrt_()
+        return (values * scale.unsqueeze(-1)).to(inputs.dtype) * weight
+
+    return normalised
 
 
 class Cached:
@@ -170,9 +185,9 @@ class Cached:
             layer.prefilled_R, layer.position_R, layer.longest = None, position_R, longest
         return self._forward(token_R[:, None], position_R[:, None], (self.place_C[:longest] <= position_R[:, None])[:, None, None])[:, 0]
 
-    def move(self, source_R: Tensor, target_R: Tensor) -> None:
+    def move(self, sources: list[int], targets: list[int]) -> None:
         for layer in self.layers:
-            layer.buffer_2RKCQ[:, target_R] = layer.buffer_2RKCQ[:, source_R]
+            layer.buffer_2RKCQ[:, targets] = layer.buffer_2RKCQ[:, sources]
 
     def _forward(self, ids_RT: Tensor, position_RT: Tensor, seen_R1TC: Tensor, **options: Any) -> Tensor:
         options |= {"use_cache": True, self.name: self.cache}

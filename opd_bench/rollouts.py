@@ -4,7 +4,7 @@
 
 The full distribution is sampled (no top-p or top-k), at temperature 1 wherever something trains on it: the losses assume that.
 
-Shapes: B sequences, R rows decoded together, P prompt tokens, T tokens, V vocabulary.
+Shapes: B sequences, R rows decoded together (each in a slot), S steps, P prompt tokens, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Sampler(Protocol):
     ) -> Sequences: ...
 
 
-ROWS = 256  # sequences decoded together
+ROWS = 96  # sequences decoded together; more make the cache too large for a processor's own
 REFILL = 0.8  # ended rows are replaced, or dropped where no prompt waits, once fewer than this share of them is alive
 
 
@@ -57,48 +57,51 @@ def sample(
     A response ends with EOS or is cut, without EOS, after ``max_response`` tokens.
     """
     ids, device = prompts.repeat(group).ids, model.device
-    prompt_B = torch.tensor([len(row) for row in ids])
-    waiting = deque(prompt_B.argsort(descending=True, stable=True).tolist())  # long ones first: they tend to have long answers
-    rows, nobody = min(ROWS, len(ids)), len(ids)  # a slot whose sequence has ended writes to a row that nobody reads
-    decoder = decoder_of(model, rows, int(prompt_B.max()) + max_response)
-    response_BT = torch.full((nobody + 1, max_response), eos, device=device)
-    logprob_BT = torch.zeros(nobody + 1, max_response, device=device)
-    written_B = torch.zeros(nobody + 1, dtype=torch.long, device=device)
-    row_R, token_R, position_R = torch.full((rows,), nobody, device=device), *torch.zeros(2, rows, dtype=torch.long, device=device)
-    alive = 0
-    while alive or waiting:
-        if alive and alive >= REFILL * len(row_R):
-            slot_R, logits_RV = torch.arange(len(row_R), device=device), decoder.step(token_R, position_R)
-        elif waiting:
-            slot_R = (row_R == nobody).nonzero()[: len(waiting), 0]
-            row_R[slot_R] = torch.tensor([waiting.popleft() for _ in slot_R], device=device)
-            prompts_RP = pad_sequence([torch.tensor(ids[row]) for row in row_R[slot_R].tolist()], batch_first=True, padding_value=eos)
-            taken_R = prompt_B[row_R[slot_R].cpu()].to(device)
-            logits_RV = decoder.prefill(prompts_RP.to(device), taken_R, slot_R)
-            position_R[slot_R] = taken_R - 1
-        else:
-            source_R, target_R = (row_R[alive:] < nobody).nonzero()[:, 0] + alive, (row_R[:alive] == nobody).nonzero()[:, 0]
-            decoder.move(source_R, target_R)
-            for state_R in (row_R, token_R, position_R):
-                state_R[target_R] = state_R[source_R]
-            row_R, token_R, position_R = row_R[:alive], token_R[:alive], position_R[:alive]
+    waiting = deque(sorted(range(len(ids)), key=lambda row: -len(ids[row])))  # long prompts first: they tend to have long answers
+    answers, capacity = _Answers(len(ids), max_response, eos), max(map(len, ids)) + max_response
+    owners: list[int | None] = [None] * min(ROWS, len(ids))  # the row whose sequence is in a slot
+    decoder = decoder_of(model, len(owners), capacity)
+    token_R, position_R = torch.zeros(2, len(owners), dtype=torch.long, device=device)
+    while waiting or any(row is not None for row in owners):
+        free = [slot for slot, row in enumerate(owners) if row is None]
+        if free and waiting:
+            taken = [waiting.popleft() for _ in free[: len(waiting)]]
+            prompts_RP = pad_sequence([torch.tensor(ids[row]) for row in taken], batch_first=True, padding_value=eos).to(device)
+            length_R, slot_R = (torch.tensor(numbers, device=device) for numbers in ([len(ids[row]) for row in taken], free[: len(taken)]))
+            drawn_R, chance_R = draw(decoder.prefill(prompts_RP, length_R, slot_R), generator, temperature)
+            answers.add(taken, drawn_R[None], chance_R[None])
+            token_R[slot_R], position_R[slot_R] = drawn_R, length_R
+            for slot, row in zip(free, taken, strict=False):
+                owners[slot] = None if answers.ended(row) else row
             continue
-        drawn_R, chance_R = draw(logits_RV, generator, temperature)
-        at_R = row_R[slot_R]
-        response_BT[at_R, written_B[at_R]], logprob_BT[at_R, written_B[at_R]] = drawn_R, chance_R
-        written_B[at_R] += 1
-        ended_R = (drawn_R == eos) | (written_B[at_R] == max_response) | (at_R == nobody)
-        written_B[nobody] = 0
-        token_R[slot_R], position_R[slot_R] = drawn_R, position_R[slot_R] + 1
-        row_R[slot_R[ended_R]] = nobody
-        position_R[slot_R[ended_R]] = 0
-        alive = int((row_R < nobody).sum())
-    return _right_padded(ids, prompt_B, response_BT.cpu(), logprob_BT.cpu(), written_B.cpu(), eos, group)
+        if free:
+            alive = len(owners) - len(free)
+            holes, beyond = (
+                [slot for slot in free if slot < alive],
+                [slot for slot in range(alive, len(owners)) if owners[slot] is not None],
+            )
+            decoder.move(beyond, holes)
+            token_R[holes], position_R[holes] = token_R[beyond], position_R[beyond]
+            for hole, slot in zip(holes, beyond, strict=True):
+                owners[hole] = owners[slot]
+            owners, token_R, position_R = owners[:alive], token_R[:alive], position_R[:alive]
+        rows = [row for row in owners if row is not None]  # all of them
+        room_R = torch.tensor([max_response - answers.written[row] for row in rows], device=device)
+        ended_R, steps = torch.zeros(len(owners), dtype=torch.bool, device=device), []
+        while not steps or 0 < (alive := len(owners) - int(ended_R.sum())) >= REFILL * len(owners):
+            token_R, chance_R = draw(decoder.step(token_R, position_R), generator, temperature)
+            steps.append((token_R, chance_R))
+            position_R = (position_R + 1).clamp_(max=capacity - 1)  # ended rows stay where there is room
+            ended_R |= (token_R == eos) | (room_R <= len(steps))
+        answers.add(rows, *(torch.stack(of) for of in zip(*steps, strict=True)))
+        owners = [None if answers.ended(row) else row for row in rows]
+    return answers.after(ids, group)
 
 
 def draw(logits_RV: Tensor, generator: torch.Generator | None, temperature: float) -> tuple[Tensor, Tensor]:
     """A token for each row and its log-probability (nats); the most probable token where ``generator`` is None."""
-    logprob_RV = torch.log_softmax(logits_RV.float() / temperature, -1)
+    logits_RV = logits_RV.float()
+    logprob_RV = torch.log_softmax(logits_RV if temperature == 1 else logits_RV / temperature, -1)
     if generator is None:
         token_R = logprob_RV.argmax(-1)
     else:  # one random number a row, looked up among the cumulated probabilities; one per token would cost more than a small model
@@ -108,13 +111,36 @@ def draw(logits_RV: Tensor, generator: torch.Generator | None, temperature: floa
     return token_R, logprob_RV.gather(1, token_R[:, None])[:, 0]
 
 
-def _right_padded(ids, prompt_B, response_BT, logprob_BT, written_B, eos: int, group: int) -> Sequences:
-    length_B = prompt_B + written_B[:-1]
-    ids_BT = torch.zeros(len(ids), int(length_B.max()), dtype=torch.long)
-    padded_BT = torch.zeros(ids_BT.shape)
-    for row, prompt in enumerate(ids):
-        start, end = len(prompt), int(length_B[row])
-        ids_BT[row, :start] = torch.tensor(prompt)
-        ids_BT[row, start:end] = response_BT[row, : end - start]
-        padded_BT[row, start:end] = logprob_BT[row, : end - start]
-    return Sequences(ids_BT, prompt_B, length_B, ids_BT.gather(1, length_B[:, None] - 1)[:, 0] == eos, padded_BT, group)
+class _Answers:
+    """What has been written so far."""
+
+    def __init__(self, count: int, max_response: int, eos: int) -> None:
+        self.ids_BT, self.logprob_BT = torch.zeros(count, max_response, dtype=torch.long), torch.zeros(count, max_response)
+        self.written, self.finished, self.eos = [0] * count, [False] * count, eos
+
+    def ended(self, row: int) -> bool:
+        return self.finished[row] or self.written[row] == self.ids_BT.shape[1]
+
+    def add(self, rows: list[int], ids_SR: Tensor, logprob_SR: Tensor) -> None:
+        """S more tokens for each of ``rows``, as far as its EOS or the limit."""
+        ids_SR, logprob_SR = ids_SR.cpu(), logprob_SR.cpu()
+        eos_SR = ids_SR == self.eos
+        first_R = torch.where(eos_SR.any(0), eos_SR.int().argmax(0) + 1, len(ids_SR)).tolist()
+        for slot, (row, first) in enumerate(zip(rows, first_R, strict=True)):
+            start = self.written[row]
+            count = min(first, self.ids_BT.shape[1] - start)
+            self.ids_BT[row, start : start + count] = ids_SR[:count, slot]
+            self.logprob_BT[row, start : start + count] = logprob_SR[:count, slot]
+            self.written[row], self.finished[row] = start + count, bool(eos_SR[count - 1, slot])
+
+    def after(self, prompts: list[list[int]], group: int) -> Sequences:
+        """Each after its prompt, padded on the right."""
+        prompt_B = torch.tensor([len(ids) for ids in prompts])
+        length_B = prompt_B + torch.tensor(self.written)
+        ids_BT = torch.zeros(len(prompts), int(length_B.max()), dtype=torch.long)
+        logprob_BT = torch.zeros(ids_BT.shape)
+        for row, (ids, written) in enumerate(zip(prompts, self.written, strict=True)):
+            end = len(ids) + written
+            ids_BT[row, : len(ids)] = torch.tensor(ids)
+            ids_BT[row, len(ids) : end], logprob_BT[row, len(ids) : end] = self.ids_BT[row, :written], self.logprob_BT[row, :written]
+        return Sequences(ids_BT, prompt_B, length_B, torch.tensor(self.finished), logprob_BT, group)
