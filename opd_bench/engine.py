@@ -52,7 +52,7 @@ class TorchEngine:
     def __post_init__(self) -> None:
         self.generator = torch.Generator().manual_seed(self.seed)
         self.student.eval()  # no dropout: the distribution that is trained is the one that is sampled
-        self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=self.lr, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=self.lr, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.0, fused=True)
 
     @property
     def max_check(self) -> int:

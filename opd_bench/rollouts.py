@@ -66,7 +66,7 @@ def sample(
         free = [slot for slot, row in enumerate(owners) if row is None]
         if free and waiting:
             taken = [waiting.popleft() for _ in free[: len(waiting)]]
-            prompts_RP = pad_sequence([torch.tensor(ids[row]) for row in taken], batch_first=True, padding_value=eos).to(device)
+            prompts_RP = pad_sequence([torch.tensor(ids[row]) for row in taken], batch_first=True).to(device)
             length_R, slot_R = (torch.tensor(numbers, device=device) for numbers in ([len(ids[row]) for row in taken], free[: len(taken)]))
             drawn_R, chance_R = draw(decoder.prefill(prompts_RP, length_R, slot_R), generator, temperature)
             answers.add(taken, drawn_R[None], chance_R[None])

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from opd_bench.sequences import Sequences
 
-CHUNK_LOGITS = 2**24  # of one model that exist at once: 64 MiB in float32
+CHUNK_LOGITS = 2**22  # of one model that exist at once: 16 MiB in float32, which an allocator keeps and hands out again
 
 
 class Scores(Protocol):
