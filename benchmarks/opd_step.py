@@ -55,7 +55,9 @@ def ours() -> float:
         sampled = time.perf_counter()
         engine.update(rollouts, reverse_kl, teacher=True, weights_B=None, lr_scale=1.0)
         times.append(time.perf_counter() - begun)
-        print(f"sampling {sampled - begun:.2f} s, rest {times[-1] - sampled + begun:.2f} s, gap {engine.mismatch.mean:.3g}", file=sys.stderr)
+        print(
+            f"sampling {sampled - begun:.2f} s, rest {times[-1] - sampled + begun:.2f} s, gap {engine.mismatch.mean:.3g}", file=sys.stderr
+        )
         assert rollouts.response_tokens == BATCH * NEW
     return sum(times[1:]) / (STEPS - 1)
 
@@ -84,7 +86,7 @@ def theirs() -> float:
             max_completion_length=NEW,
             generation_kwargs={"min_new_tokens": NEW},
             gradient_checkpointing=False,
-            optim="adamw_torch",
+            optim="adamw_torch_fused",
             model_init_kwargs={"dtype": "bfloat16"},
             teacher_model_init_kwargs={"dtype": "bfloat16"},
             save_strategy="no",

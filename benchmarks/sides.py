@@ -26,7 +26,7 @@ SIDE = "OPD_BENCH_SIDE"  # in the environment of a turn
 
 
 def compare(name: str, unit: str, smaller_is_better: bool, sides: dict[str, Callable[[], float]], turns: int = 3) -> None:
-    """Run both sides and record them under ``name``, their peak memory under ``name`` with `step` … replaced by the caller's own name."""
+    """Run both sides in turn and record their figures under ``name``, and those of an OPD step's memory beside it."""
     if side := os.environ.get(SIDE):
         figure = sides[side]()
         peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -52,14 +52,16 @@ def record(name: str, ours: float, theirs: float, unit: str, smaller_is_better: 
     """Put a pair of figures into `results.json`; ``ratio`` is how many times better ours is."""
     ratio = theirs / ours if smaller_is_better else ours / theirs
     known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True, check=False
+    ).stdout.strip()
     known[name] = {
         "ours": round(ours, 4),
         "theirs": round(theirs, 4),
         "ratio": round(ratio, 3),
         "unit": unit,
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *_public(sys.argv[1:])]),
-        "commit": commit,
+        "commit": commit.stdout.strip(),
         "machine": machine(),
     }
     RESULTS.write_text(json.dumps(dict(sorted(known.items())), indent=2) + "\n", encoding="utf-8")

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from opd_bench import continuations, evaluate, flops, store
+from opd_bench import backends, continuations, evaluate, flops, store
 from opd_bench.bench import Bench
 from opd_bench.config import Config, model_location
 from opd_bench.engine import TorchEngine
@@ -27,7 +27,7 @@ from opd_bench.methods import Method
 from opd_bench.models import Pair, load_pairs
 from opd_bench.plan import TEACHER, Job
 from opd_bench.prompts import Corpus, Stream, encode_prompts
-from opd_bench.scoring import ModelTeacher
+from opd_bench.rollouts import Sampler
 from opd_bench.statistics import auroc
 from opd_bench.trace import Counter, worst_case
 from opd_bench.train import Progress, train
@@ -45,6 +45,12 @@ class Workshop:
     judge: Judge
     encoded: list[tuple[str, list[int]]]
     counter: Counter
+    sampler: Sampler
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that can be trained on."""
+        return self.counter.max_prompt + self.config.max_response
 
     @property
     def pair(self) -> Pair:
@@ -71,14 +77,15 @@ class Workshop:
         return evaluate.evaluate(model, self.pair.tokenizer, self.suite, batch_size=size, limit=limit, sampled=sampled, seed=seed)
 
     def engine(self, job: Job, student: PreTrainedModel, lr: float, corpus_folder: Path) -> TorchEngine:
-        stream = Stream(self.encoded, job.seed)
+        stream, folder = Stream(self.encoded, job.seed), corpus_folder / f"seed-{job.seed}"
         return TorchEngine(
             student=student,
-            teacher=ModelTeacher(self.pair.teacher),
+            teacher=backends.teacher_of(self.config, self.pair, self.longest, folder),
+            sampler=self.sampler,
             eos=self.pair.eos,
             max_response=self.config.max_response,
             stream=stream,
-            corpus=Corpus(self.pair.teacher, stream, self.pair.eos, self.config.max_response, corpus_folder / f"seed-{job.seed}"),
+            corpus=Corpus(self.pair.teacher, stream, self.pair.eos, self.config.max_response, folder),
             judge_model=self.judge,
             lr=lr,
             seed=job.seed,
@@ -111,7 +118,8 @@ def workshop(config_json: str) -> Workshop:
     judged = counter.max_prompt + config.max_response + counter.question_tokens + config.judge.max_check
     if judged > context:
         raise UserError(f"the judge may need {judged} tokens and the teacher's context is {context}; lower max_response or judge.max_check")
-    return Workshop(config, pairs, suite, judge, encoded, counter)
+    sampler = backends.sampler_of(config, counter.max_prompt + config.max_response)
+    return Workshop(config, pairs, suite, judge, encoded, counter, sampler)
 
 
 def run(config: Config, job: Job, out: Path, report: Report) -> None:
@@ -172,6 +180,7 @@ def _train(shop: Workshop, job: Job, out: Path, folder: Path, summary: dict, rep
         "unit_share": worst_case(method, method.unit, shop.counter, axis=bench.ledger.axis).spent / budgets[1.0],
         "spent": _spent(bench),
         "saw": bench.ledger.saw(),
+        "mismatch": {**asdict(mismatch), "mean": mismatch.mean} if (mismatch := _engine(bench).mismatch).tokens else None,
         "prompts": bench.position,
         "own_schedule": method.own_schedule,
     }
@@ -183,9 +192,13 @@ def _train(shop: Workshop, job: Job, out: Path, folder: Path, summary: dict, rep
     return student
 
 
-def _student(bench: Bench) -> PreTrainedModel:
+def _engine(bench: Bench) -> TorchEngine:
     assert isinstance(bench.engine, TorchEngine)
-    return bench.engine.student
+    return bench.engine
+
+
+def _student(bench: Bench) -> PreTrainedModel:
+    return _engine(bench).student
 
 
 def _spent(bench: Bench) -> dict[str, dict]:

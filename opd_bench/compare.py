@@ -42,8 +42,7 @@ def compare(config: Config, out: Path, command: str, workers: int, console: Cons
             with suppress(UserError):  # absent, damaged or of another version: made anew from the arms
                 return leaderboard.read(out / "leaderboard.json")
         else:
-            overlap = preflight(config, planned)
-            _write_manifest(config, out, command, planned, overlap)
+            _write_manifest(config, out, command, planned, preflight(config, planned))
             store.sweep(out)
             done = len(planned) - len(missing)
             if done:
@@ -52,9 +51,12 @@ def compare(config: Config, out: Path, command: str, workers: int, console: Cons
         return publish(config, out, planned)
 
 
-def preflight(config: Config, planned: list[Job]) -> dict[str, float]:
-    """Everything that can be found wrong before the first step. UserError. Returns the overlap of training and test items by task."""
-    from opd_bench import arm, evaluate
+def preflight(config: Config, planned: list[Job]) -> dict[str, dict[str, float] | None]:
+    """Everything that can be found wrong before the first step. UserError.
+
+    Returns the overlap of training and test items by task, and how a sparse teacher signal differs from the teacher.
+    """
+    from opd_bench import arm, backends, evaluate
     from opd_bench.train import require_one_step
 
     shop = arm.workshop(config.model_dump_json())
@@ -63,7 +65,8 @@ def preflight(config: Config, planned: list[Job]) -> dict[str, float]:
         with step_errors(job):
             for limit in sorted(config.budgets.values(), reverse=True):
                 require_one_step(job.build(), shop.counter, limit, config.axis)
-    return evaluate.overlap(shop.suite)
+    signal = backends.check_teacher(config, shop.pair, [ids for _, ids in shop.encoded], shop.longest)
+    return {"train_test_overlap": evaluate.overlap(shop.suite), "teacher_signal": signal}
 
 
 @contextmanager
@@ -90,7 +93,7 @@ def _check_folder(config: Config, out: Path) -> None:
         raise UserError(f"{out} is not empty and holds no manifest.json of a comparison; choose another --out")
 
 
-def _write_manifest(config: Config, out: Path, command: str, planned: list[Job], overlap: dict[str, float]) -> None:
+def _write_manifest(config: Config, out: Path, command: str, planned: list[Job], found: dict[str, dict[str, float] | None]) -> None:
     """State what is compared, by what; the leaderboard and teacher text of other jobs go."""
     path = out / "manifest.json"
     described = [describe(job) for job in planned]
@@ -109,7 +112,7 @@ def _write_manifest(config: Config, out: Path, command: str, planned: list[Job],
             "shared_by_all_arms": SHARED,
             "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
             "machine": {"system": platform.system(), "processor": platform.machine()},
-            "train_test_overlap": overlap,
+            **found,
             "cold_start_flops": _mean_cost(config),
             "jobs": described,
         },
@@ -153,7 +156,15 @@ def _line(job: Job, out: Path) -> str:
     summary, scores = store.read_json(job.folder(out) / "arm.json"), _by_task(job.folder(out), "greedy")
     solved = ", ".join(f"{task.removeprefix('opd_bench_')} {values.mean():.3f}" for task, values in scores.items())
     spent = f" · budget {summary['share_spent']:.1%}" if job.method else ""
-    return f"  done: {job.label} · {solved}{spent} · {summary['wall_s']:.0f} s"
+    return f"  done: {job.label} · {solved}{spent} · {summary['wall_s']:.0f} s{_mismatch(summary.get('mismatch'))}"
+
+
+def _mismatch(of: dict | None) -> str:
+    """What the sampler's log-probabilities were off by, and what was done about it."""
+    if of is None:
+        return ""
+    weighted = f", {of['weighted'] / of['tokens']:.1%} of its tokens weighted" if of["weighted"] else ""
+    return f" · sampler off by {of['mean']:.0e} nats{weighted}"
 
 
 def _by_task(folder: Path, decoding: str, column: str = "score") -> dict[str, np.ndarray]:

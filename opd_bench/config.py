@@ -81,6 +81,25 @@ class JudgeText(_Part):
     at_random: bool = Field(False, description="a control: the same checks at the same cost, verdicts drawn by lot")
 
 
+class Rollouts(_Part):
+    by: Literal["model", "vllm"] = Field("model", description="who writes the student's rollouts: the model that trains, or vLLM beside it")
+
+
+class Scoring(_Part):
+    """Where the teacher's distributions come from: its model, what it said before of the same text, or a vLLM server."""
+
+    by: Literal["model", "cache", "server"] = "model"
+    top: int = Field(20, ge=1, description="tokens that a cache or server tells apart; all others are one event")
+    url: str | None = Field(None, description="of the server, ending with /v1")
+    served: str | None = Field(None, description="what the server calls the teacher; default: as here")
+
+    @model_validator(mode="after")
+    def _addressed(self) -> Self:
+        if (self.by == "server") != (self.url is not None):
+            raise ValueError("scoring.url and scoring.by: server need each other: give both or neither")
+        return self
+
+
 class Evaluation(_Part):
     split: Literal["test", "validation"] = Field("test", description="validation: development items, for tuning")
     batch_size: int = Field(250, ge=1)
@@ -104,6 +123,8 @@ class Config(_Part):
     threads: int = Field(1, ge=1, description="CPU threads of an arm; another number may change the last bits of a result")
     cooldown: float = Field(0.3, ge=0, le=1, description="last share of the budget over which the learning rate falls to 0")
     max_response: int = Field(ge=1, description="tokens of a rollout")
+    rollouts: Rollouts = Rollouts()  # pyright: ignore[reportCallIssue]
+    scoring: Scoring = Scoring()  # pyright: ignore[reportCallIssue]
     judge: JudgeText
     evaluation: Evaluation = Evaluation()  # pyright: ignore[reportCallIssue]
     exposure: Exposure = Exposure()  # pyright: ignore[reportCallIssue]

@@ -20,6 +20,7 @@ from opd_bench.resources import PACKAGE
 MODULES = (
     *(
         "arm",
+        "backends",
         "bench",
         "continuations",
         "decoder",
@@ -37,7 +38,7 @@ MODULES = (
         "rollouts",
         "scoring",
     ),
-    *("sandbox", "sandbox_worker", "sequences", "trace", "train"),
+    *("sandbox", "sandbox_worker", "sequences", "teacher_cache", "teacher_server", "trace", "train", "vllm_sampler"),
 )
 TEACHER, COLD_START = "teacher", "cold_start"
 

