@@ -114,6 +114,7 @@ class TorchEngine:
             group["lr"] = self.lr * lr_scale
         if norm > NOISE:
             self.optimizer.step()
+            torch.autograd.graph.increment_version(list(self.student.parameters()))  # which fused AdamW does not: vLLM goes by it
         self.optimizer.zero_grad(set_to_none=True)
         self.updates += 1
         return Updated(total, teacher_s, time.perf_counter() - start - teacher_s)

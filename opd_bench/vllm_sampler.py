@@ -7,7 +7,8 @@ vLLM keeps weights of its own, in float32 as `opd_bench.models.load_model` does;
 changed.
 
 Shapes: B sequences, T tokens.
-Limits: what is written through ``parameter.data`` leaves no trace in the parameter's version, so such a change is not seen. Where head and
+Limits: what is written through ``parameter.data``, or by torch's fused optimisers, leaves no trace in the parameter's version, so such a
+change is not seen unless the writer counts it (`torch.autograd.graph.increment_version`). Where head and
 embeddings are tied, they must be called what Llama calls them. Starting the engine sets the global random seeds.
 """
 

@@ -96,6 +96,13 @@ def test_the_learning_rate_of_a_step_is_scaled(engine):
     assert engine.optimizer.param_groups[0]["lr"] == pytest.approx(engine.lr / 4)
 
 
+def test_an_update_counts_in_the_version_of_every_weight(engine):
+    """By which a sampler with weights of its own sees that it has to take new ones."""
+    before = [weight._version for weight in engine.student.parameters()]
+    engine.update(sequences(*ROWS), cross_entropy, teacher=False, weights_B=None, lr_scale=1.0)
+    assert all(weight._version > old for weight, old in zip(engine.student.parameters(), before, strict=True))
+
+
 @pytest.mark.parametrize("loss", [forward_kl, reverse_kl])
 def test_a_student_equal_to_its_teacher_has_nothing_to_learn(engine, loss):
     engine.student.load_state_dict(tiny_llama(1, layers=1).state_dict())
