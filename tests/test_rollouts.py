@@ -6,17 +6,36 @@ import pytest
 import torch
 from conftest import EOS, VOCABULARY, tiny_llama
 from scipy.stats import chisquare
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from opd_bench import rollouts
+from opd_bench.decoder import fusible
 from opd_bench.rollouts import sample
 from opd_bench.sequences import Prompts
 
+STRETCHED = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
 PROMPTS = Prompts([[3, 4, 5, 6, 7], [8], [9, 2], [7, 7, 7], [2, 3, 4, 5, 6, 8, 9], [10, 2], [4], [5, 9, 3]], ["task"] * 8)
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tiny_llama(3)
+@pytest.fixture(scope="module", params=["llama", "qwen3", "gpt2", "scaled llama"])
+def model(request):
+    """Of an architecture with fused projections (the second with norms of queries and keys), and of two without."""
+    if request.param == "llama":
+        return tiny_llama(3)
+    torch.manual_seed(3)
+    ends = {"vocab_size": VOCABULARY, "eos_token_id": EOS, "pad_token_id": 0, "bos_token_id": None}
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    made = {
+        "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(head_dim=16, max_position_embeddings=64, **shape, **ends)),
+        "gpt2": lambda: GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=64, **ends)),
+        "scaled llama": lambda: LlamaForCausalLM(LlamaConfig(max_position_embeddings=64, rope_parameters=STRETCHED, **shape, **ends)),
+    }[request.param]().eval()
+    with torch.no_grad():
+        for name, weight in made.named_parameters():
+            if "norm" not in name and "ln_" not in name:
+                weight.mul_(8)
+    assert fusible(made) == (request.param == "qwen3")
+    return made
 
 
 def sampled(model, prompts: Prompts = PROMPTS, seed: int | None = 0, max_response: int = 12, group: int = 1):
