@@ -156,7 +156,7 @@ def _line(job: Job, out: Path) -> str:
     summary, scores = store.read_json(job.folder(out) / "arm.json"), _by_task(job.folder(out), "greedy")
     solved = ", ".join(f"{task.removeprefix('opd_bench_')} {values.mean():.3f}" for task, values in scores.items())
     spent = f" · budget {summary['share_spent']:.1%}" if job.method else ""
-    return f"  done: {job.label} · {solved}{spent} · {summary['wall_s']:.0f} s{_mismatch(summary.get('mismatch'))}"
+    return f"  done: {job.label} · {solved}{spent}{_mismatch(summary.get('mismatch'))} · {summary['wall_s']:.0f} s"
 
 
 def _mismatch(of: dict | None) -> str:

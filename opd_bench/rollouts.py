@@ -41,7 +41,6 @@ ROWS = 96  # sequences decoded together; more make the cache too large for a pro
 REFILL = 0.8  # ended rows are replaced, or dropped where no prompt waits, once fewer than this share of them is alive
 
 
-@torch.inference_mode()
 def sample(
     model: PreTrainedModel,
     prompts: Prompts,
@@ -56,9 +55,18 @@ def sample(
 
     A response ends with EOS or is cut, without EOS, after ``max_response`` tokens.
     """
-    ids, device = prompts.repeat(group).ids, model.device
+    ids = prompts.repeat(group).ids
+    answers = _Answers(len(ids), max_response, eos)  # made here: what is made in inference mode cannot be trained on
+    _write(model, ids, answers, generator, temperature)
+    return answers.after(ids, group)
+
+
+@torch.inference_mode()
+def _write(model: PreTrainedModel, ids: list[list[int]], answers: _Answers, generator: torch.Generator | None, temperature: float) -> None:
+    """Answer every prompt."""
+    device, eos, max_response = model.device, answers.eos, answers.ids_BT.shape[1]
     waiting = deque(sorted(range(len(ids)), key=lambda row: -len(ids[row])))  # long prompts first: they tend to have long answers
-    answers, capacity = _Answers(len(ids), max_response, eos), max(map(len, ids)) + max_response
+    capacity = max(map(len, ids)) + max_response
     owners: list[int | None] = [None] * min(ROWS, len(ids))  # the row whose sequence is in a slot
     decoder = decoder_of(model, len(owners), capacity)
     token_R, position_R = torch.zeros(2, len(owners), dtype=torch.long, device=device)
@@ -95,7 +103,6 @@ def sample(
             ended_R |= (token_R == eos) | (room_R <= len(steps))
         answers.add(rows, *(torch.stack(of) for of in zip(*steps, strict=True)))
         owners = [None if answers.ended(row) else row for row in rows]
-    return answers.after(ids, group)
 
 
 def draw(logits_RV: Tensor, generator: torch.Generator | None, temperature: float) -> tuple[Tensor, Tensor]:

@@ -74,6 +74,7 @@ def test_log_probabilities_agree_with_a_teacher_forced_pass(model):
         expected = forced_TV[start - 1 : end - 1].gather(1, ids_T[start:, None])[:, 0]
         torch.testing.assert_close(drawn.logprob_BT[row, start:end], expected, rtol=0, atol=1e-4)
     assert (drawn.logprob_BT[~drawn.response_BT] == 0).all()
+    assert not drawn.ids_BT.is_inference()  # which could not be trained on
 
 
 def test_finished_rows_end_with_eos_and_cut_rows_have_none(model):
