@@ -52,9 +52,7 @@ def record(name: str, ours: float, theirs: float, unit: str, smaller_is_better: 
     """Put a pair of figures into `results.json`; ``ratio`` is how many times better ours is."""
     ratio = theirs / ours if smaller_is_better else ours / theirs
     known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True, check=False
-    ).stdout.strip()
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False)
     known[name] = {
         "ours": round(ours, 4),
         "theirs": round(theirs, 4),
