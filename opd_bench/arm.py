@@ -9,7 +9,7 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
@@ -45,12 +45,16 @@ class Workshop:
     judge: Judge
     encoded: list[tuple[str, list[int]]]
     counter: Counter
-    sampler: Sampler
 
     @property
     def longest(self) -> int:
         """Tokens of the longest sequence that can be trained on."""
         return self.counter.max_prompt + self.config.max_response
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """Started where an arm trains, and nowhere else."""
+        return backends.sampler_of(self.config, self.longest)
 
     @property
     def pair(self) -> Pair:
@@ -118,8 +122,7 @@ def workshop(config_json: str) -> Workshop:
     judged = counter.max_prompt + config.max_response + counter.question_tokens + config.judge.max_check
     if judged > context:
         raise UserError(f"the judge may need {judged} tokens and the teacher's context is {context}; lower max_response or judge.max_check")
-    sampler = backends.sampler_of(config, counter.max_prompt + config.max_response)
-    return Workshop(config, pairs, suite, judge, encoded, counter, sampler)
+    return Workshop(config, pairs, suite, judge, encoded, counter)
 
 
 def run(config: Config, job: Job, out: Path, report: Report) -> None:

@@ -13,14 +13,20 @@ from opd_bench.scoring import ModelTeacher, Teacher, signal_error
 from opd_bench.sequences import Prompts
 from opd_bench.teacher_cache import CachedTeacher
 from opd_bench.teacher_server import PROBE, ServerTeacher
-from opd_bench.vllm_sampler import VLLMSampler
+from opd_bench.vllm_sampler import VLLMSampler, library
 
 PROBED = 4  # texts on which a signal is compared with the teacher itself
 FOREIGN = 0.5  # nats; a gap that no precision explains: other weights
 
 
+def check_sampler(config: Config) -> None:
+    """UserError where vLLM is wanted, and absent or of another version."""
+    if config.rollouts.by == "vllm":
+        library()
+
+
 def sampler_of(config: Config, longest: int) -> Sampler:
-    """Whoever writes the rollouts, for sequences of up to ``longest`` tokens. UserError where vLLM is wanted and absent."""
+    """Whoever writes the rollouts, for sequences of up to ``longest`` tokens."""
     return VLLMSampler(model_location(config.students[0]), ROWS, longest) if config.rollouts.by == "vllm" else sample
 
 

@@ -61,6 +61,7 @@ def preflight(config: Config, planned: list[Job]) -> dict[str, dict[str, float] 
 
     shop = arm.workshop(config.model_dump_json())
     evaluate.consent(shop.suite)
+    backends.check_sampler(config)
     for job in {job.name: job for job in planned if job.method}.values():
         with step_errors(job):
             for limit in sorted(config.budgets.values(), reverse=True):

@@ -93,8 +93,7 @@ class Fused:
     def step(self, token_R: Tensor, position_R: Tensor) -> Tensor:
         rows, longest, groups = len(token_R), int(position_R.max()) + 1, self.heads // self.kv_heads
         place_R = self.start_R[:rows] + position_R
-        unseen_R11C = torch.zeros(rows, 1, 1, longest, device=token_R.device, dtype=self.embedding.dtype)
-        unseen_R11C.masked_fill_((self.place_C[:longest] > position_R[:, None])[:, None, None], -torch.inf)
+        seen_R11C = _mask(self.place_C[:longest] <= position_R[:, None], self.embedding.dtype)[:, None, None]
         cache_LRC2KQ = self.cache_LCS.view(len(self.layers), -1, len(self.place_C), 2, self.kv_heads, self.width)
 
         def attend(index: int, qkv_RJQ: Tensor) -> Tensor:
@@ -102,7 +101,7 @@ class Fused:
             k_RKCQ, v_RKCQ = cache_LRC2KQ[index, :rows, :longest].permute(2, 0, 3, 1, 4)
             # the queries that share a key stand where tokens usually do, so that no key is copied
             q_RKGQ = qkv_RJQ[:, : self.heads].view(rows, self.kv_heads, groups, self.width)
-            return F.scaled_dot_product_attention(q_RKGQ, k_RKCQ, v_RKCQ, unseen_R11C, scale=self.layers[index].scale).view(rows, -1)
+            return F.scaled_dot_product_attention(q_RKGQ, k_RKCQ, v_RKCQ, seen_R11C, scale=self.layers[index].scale).view(rows, -1)
 
         return self.head(self.norm(self._run(token_R, position_R, attend)))
 
@@ -172,7 +171,7 @@ class Cached:
 
     def prefill(self, ids_RP: Tensor, length_R: Tensor, slot_R: Tensor) -> Tensor:
         rows, longest = ids_RP.shape
-        seen_R1PP = (self.place_C[:longest, None] >= self.place_C[:longest]).expand(rows, 1, -1, -1)
+        seen_R1PP = _mask(self.place_C[:longest, None] >= self.place_C[:longest], self.model.dtype).expand(rows, 1, -1, -1)
         for layer in self.layers:
             layer.prefilled_R = slot_R
         last_U, which_R = torch.unique(length_R - 1, return_inverse=True)
@@ -183,7 +182,8 @@ class Cached:
         longest = int(position_R.max()) + 1
         for layer in self.layers:
             layer.prefilled_R, layer.position_R, layer.longest = None, position_R, longest
-        return self._forward(token_R[:, None], position_R[:, None], (self.place_C[:longest] <= position_R[:, None])[:, None, None])[:, 0]
+        seen_R11C = _mask(self.place_C[:longest] <= position_R[:, None], self.model.dtype)[:, None, None]
+        return self._forward(token_R[:, None], position_R[:, None], seen_R11C)[:, 0]
 
     def move(self, sources: list[int], targets: list[int]) -> None:
         for layer in self.layers:
@@ -192,6 +192,11 @@ class Cached:
     def _forward(self, ids_RT: Tensor, position_RT: Tensor, seen_R1TC: Tensor, **options: Any) -> Tensor:
         options |= {"use_cache": True, self.name: self.cache}
         return self.model(input_ids=ids_RT, attention_mask=seen_R1TC, position_ids=position_RT, **options).logits
+
+
+def _mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """To be added to attention's scores: 0 where a position is seen. Every implementation of attention takes it; not all take booleans."""
+    return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
 
 
 class _Slots(DynamicLayer):

@@ -98,9 +98,8 @@ class TorchEngine:
             grad_ND = torch.empty_like(hidden_ND)
             for cut in chunks(len(ids_N), head.out_features):
                 begun = time.perf_counter()
-                teacher_ME, top_MK = (
-                    (None, None) if scores is None else (given if given is None else given.to(device) for given in scores[cut])
-                )
+                given = (None, None) if scores is None else scores[cut]
+                teacher_ME, top_MK = (of if of is None else of.to(device) for of in given)
                 teacher_s += time.perf_counter() - begun
                 tokens = Tokens(ids_N[cut], teacher_ME, weight_N[cut], top_MK)
                 term = self.mismatch.corrected(loss, sampled_N[cut]) if sequences.updates == self.updates else loss
@@ -132,11 +131,11 @@ def through_head(head: torch.nn.Linear, hidden_MD: Tensor, loss: Loss, tokens: T
     if loss_M.shape != tokens.ids_N.shape:
         raise RunError(f"a loss gave shape {tuple(loss_M.shape)}; one value per token is needed, {tuple(tokens.ids_N.shape)}")
     (grad_MV,) = torch.autograd.grad(loss_M.sum() * scale, logits_MV)
-    for weight, grad in (
+    for weight, add in (
         (head.weight, lambda into: into.addmm_(grad_MV.T, hidden_MD)),
         (head.bias, lambda into: into.add_(grad_MV.sum(0))),
     ):
         if weight is not None and weight.requires_grad:
             weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-            grad(weight.grad)
+            add(weight.grad)
     return loss_M.detach(), grad_MV @ head.weight

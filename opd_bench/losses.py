@@ -60,6 +60,12 @@ def mixture(p_NV: Tensor, q_NV: Tensor, share: float) -> Tensor:
     return torch.logaddexp(p_NV.masked_fill(empty_NV, 0), q_NV.masked_fill(empty_NV, 0)).masked_fill(empty_NV, -math.inf)
 
 
+def events(log_probs_NV: Tensor, top_NK: Tensor) -> Tensor:
+    """Log-probabilities (N, K + 1) of the tokens ``top_NK`` and, last, of all others together."""
+    others_N1 = log_probs_NV.scatter(-1, top_NK, -math.inf).logsumexp(-1, keepdim=True)
+    return torch.cat((log_probs_NV.gather(-1, top_NK), others_N1), -1)
+
+
 def teacher_student(logits_NV: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
     """Log-probabilities of T and S, (N, E) in float32, of the events that the teacher's signal tells apart: V tokens, or K and "any other".
 
@@ -67,11 +73,8 @@ def teacher_student(logits_NV: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
     """
     if tokens.teacher_NE is None:
         raise UserError("this loss compares with the teacher: pass signal=bench.teacher(sequences) to bench.update")
-    logits_NV = logits_NV.float()
-    if tokens.top_NK is None:
-        return tokens.teacher_NE, torch.log_softmax(logits_NV, -1)
-    others_N1 = logits_NV.scatter(-1, tokens.top_NK, -math.inf).logsumexp(-1, keepdim=True)
-    return tokens.teacher_NE, torch.log_softmax(torch.cat((logits_NV.gather(-1, tokens.top_NK), others_N1), -1), -1)
+    s_NV = torch.log_softmax(logits_NV.float(), -1)
+    return tokens.teacher_NE, s_NV if tokens.top_NK is None else events(s_NV, tokens.top_NK)
 
 
 def cross_entropy(logits_NV: Tensor, tokens: Tokens) -> Tensor:

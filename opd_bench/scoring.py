@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from opd_bench.losses import events
 from opd_bench.sequences import Sequences
 
 CHUNK_LOGITS = 2**22  # of one model that exist at once: 16 MiB in float32, which an allocator keeps and hands out again
@@ -68,9 +69,8 @@ class Sparse:
 
 def likeliest(log_probs_NV: Tensor, top: int) -> Sparse:
     """The ``top`` likeliest tokens of each distribution, and all others as one event."""
-    kept_NK, top_NK = log_probs_NV.topk(top, -1)
-    others_N1 = log_probs_NV.scatter(-1, top_NK, -torch.inf).logsumexp(-1, keepdim=True)
-    return Sparse(torch.cat((kept_NK, others_N1), -1), top_NK)
+    top_NK = log_probs_NV.topk(top, -1).indices
+    return Sparse(events(log_probs_NV, top_NK), top_NK)
 
 
 @torch.no_grad()

@@ -42,7 +42,7 @@ class VLLMSampler:
     """``folder`` holds a model of the architecture to sample from; ``max_length`` counts the tokens of prompt and response together."""
 
     def __init__(self, folder: str, max_rows: int, max_length: int) -> None:
-        self.vllm, self.max_length = _vllm(), max_length
+        self.vllm, self.max_length = library(), max_length
         self.sync_s = 0.0  # spent on taking weights
         self.source: Callable[[], PreTrainedModel | None] = lambda: None  # the model whose weights vLLM has, if it still exists,
         self.versions: tuple[int, ...] = ()  # and as of when
@@ -132,7 +132,7 @@ def _tie(model: Any) -> None:
     model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
 
 
-def _vllm() -> Any:
+def library() -> Any:
     """The library. UserError if it is absent or of another version."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)

@@ -70,7 +70,7 @@ def test_a_server_and_its_address_need_each_other(pair_folders, scoring):
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
 def test_vllm_that_is_absent_is_one_line(pair_folders):
     with pytest.raises(UserError, match=r"opd-bench\[vllm\]"):
-        backends.sampler_of(configured(pair_folders, rollouts={"by": "vllm"}), 40)
+        backends.check_sampler(configured(pair_folders, rollouts={"by": "vllm"}))
 
 
 def test_a_comparison_by_cache_trains_states_its_signal_and_keeps_teacher_text_only(pair_folders, tmp_path):

@@ -231,7 +231,9 @@ def test_output_to_a_file_is_plain_and_does_not_wrap(whole):
     text = whole[2].stdout
     assert all(character == "\n" or character.isprintable() for character in text)
     assert max(map(len, text.splitlines())) > 80
-    assert all(line.rstrip().endswith(" s") for line in text.splitlines() if line.startswith("  done:"))
+    done = [line for line in text.splitlines() if line.startswith("  done:")]
+    assert all(line.rstrip().endswith(" s") for line in done)
+    assert all(("sampler off by" in line) == line.startswith("  done: opd") for line in done)  # of those that sample
 
 
 @pytest.mark.slow

@@ -96,6 +96,19 @@ def test_the_learning_rate_of_a_step_is_scaled(engine):
     assert engine.optimizer.param_groups[0]["lr"] == pytest.approx(engine.lr / 4)
 
 
+def test_a_loss_sees_a_few_positions_at_a_time_and_each_once(engine):
+    seen = []
+
+    def watching(logits_NV, tokens):
+        seen.append(tokens.ids_N.tolist())
+        return cross_entropy(logits_NV, tokens)
+
+    batch = sequences(*ROWS)
+    engine.update(batch, watching, teacher=True, weights_B=None, lr_scale=1.0)
+    assert max(map(len, seen)) == 3  # as CHUNK_LOGITS allows
+    assert sorted(token for tokens in seen for token in tokens) == sorted(batch.ids_BT[batch.response_BT].tolist())
+
+
 def test_an_update_counts_in_the_version_of_every_weight(engine):
     """By which a sampler with weights of its own sees that it has to take new ones."""
     before = [weight._version for weight in engine.student.parameters()]
@@ -186,7 +199,7 @@ def test_divergence_is_the_teachers_kl_along_both_models_own_rollouts(tmp_path):
 class Scripted:
     """A judge model that writes one token per row, with a given probability, then EOS; it keeps what it was asked."""
 
-    device = torch.device("cpu")
+    device, dtype = torch.device("cpu"), torch.float32
     config = SimpleNamespace(num_hidden_layers=1, model_type="scripted")
 
     def __init__(self, script: list[tuple[int, float]]) -> None:
