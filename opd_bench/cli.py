@@ -32,7 +32,7 @@ Examples:
 
     opd-bench compare --quick      # two seeds from one cold start, in three minutes
 
-    opd-bench compare --smoke      # everything once, in a minute
+    opd-bench compare --smoke      # everything once, in one to two minutes
 
     opd-bench compare --controls   # comparisons whose outcome is known beforehand
 
@@ -93,7 +93,7 @@ def compare(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="results folder; default results/TIER-HASH, the hash of the configuration")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="arms side by side; default one per core")] = None,
-    smoke: Annotated[bool, typer.Option("--smoke", help="run everything at a size that ends in under 60 seconds")] = False,
+    smoke: Annotated[bool, typer.Option("--smoke", help="run everything once, in one to two minutes")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="two seeds from one cold start, in about three minutes")] = False,
     controls: Annotated[bool, typer.Option("--controls", help="check the instrument: comparisons whose outcome is known")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and its cost, train nothing")] = False,
