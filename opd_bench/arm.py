@@ -85,7 +85,7 @@ class Workshop:
         return TorchEngine(
             student=student,
             teacher=backends.teacher_of(self.config, self.pair, self.longest, folder),
-            sampler=self.sampler,
+            sampler=backends.paced(self.config, self.sampler, student),
             eos=self.pair.eos,
             max_response=self.config.max_response,
             stream=stream,

@@ -5,6 +5,9 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from transformers import PreTrainedModel
+
+from opd_bench.behind import Behind
 from opd_bench.config import Config, model_location
 from opd_bench.errors import UserError
 from opd_bench.models import Pair
@@ -28,6 +31,11 @@ def check_sampler(config: Config) -> None:
 def sampler_of(config: Config, longest: int) -> Sampler:
     """Whoever writes the rollouts, for sequences of up to ``longest`` tokens."""
     return VLLMSampler(model_location(config.students[0]), ROWS, longest) if config.rollouts.by == "vllm" else sample
+
+
+def paced(config: Config, sampler: Sampler, student: PreTrainedModel) -> Sampler:
+    """``sampler`` as far behind ``student`` as is allowed; only a GPU gains by it."""
+    return Behind(sampler, overlap=student.device.type == "cuda") if config.rollouts.staleness else sampler
 
 
 def teacher_of(config: Config, pair: Pair, longest: int, kept: Path) -> Teacher:

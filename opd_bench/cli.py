@@ -91,6 +91,9 @@ def compare(
     exposure_prompts: Annotated[
         int | None, typer.Option(min=2, help="per task, for the exposure-bias figures; they say what N buys")
     ] = None,
+    staleness: Annotated[
+        int | None, typer.Option(min=0, max=1, help="1: rollouts by the weights of a round before, on a GPU written while it trains")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="results folder; default results/TIER-HASH, the hash of the configuration")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="arms side by side; default one per core")] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="run everything once, in one to two minutes")] = False,
@@ -119,6 +122,7 @@ def compare(
     overlays += [{"budget": {"limit": budget}}] if budget is not None else []
     overlays += [{"budget": {"points": _points(budgets)}}] if budgets is not None else []
     overlays += [{"exposure": {"prompts": exposure_prompts}}] if exposure_prompts is not None else []
+    overlays += [{"rollouts": {"staleness": staleness}}] if staleness is not None else []
     settings = load(tier, overlays)
     folder = out or Path("results") / f"{'controls' if controls else tier}-{settings.digest}"
     workers, command = jobs or os.cpu_count() or 1, shlex.join(["opd-bench", *sys.argv[1:]])

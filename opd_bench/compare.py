@@ -29,6 +29,7 @@ from opd_bench.records import ArmRecord, CurvePoint, Run
 from opd_bench.resources import PACKAGE
 
 SOURCES = (".", "../baselines", "../tasks")  # seen from the package
+STALE = "Rollouts lie a round behind: written with the weights of the round before, charged like any other (staleness 1)."
 VERSIONS = ("opd-bench", "torch", "transformers", "lm-eval", "datasets", "numpy", "scipy")
 
 
@@ -236,7 +237,7 @@ def records(config: Config, out: Path, planned: list[Job]) -> tuple[Run, list[Ar
         overlap=manifest["train_test_overlap"],
         steps=_by_task(teacher.folder(out), "greedy", "steps"),
         contrasts=config.contrasts,
-        notes=config.notes,
+        notes=[*config.notes, *[STALE] * config.rollouts.staleness],
     )
     return run, [_record(job, out, origins[job.start]) for job in arms]
 

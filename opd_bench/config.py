@@ -83,6 +83,9 @@ class JudgeText(_Part):
 
 class Rollouts(_Part):
     by: Literal["model", "vllm"] = Field("model", description="who writes the student's rollouts: the model that trains, or vLLM beside it")
+    staleness: Literal[0, 1] = Field(
+        0, description="rounds that the weights which write rollouts lie behind; with 1, a GPU writes while it trains"
+    )
 
 
 class Scoring(_Part):

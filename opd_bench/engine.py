@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from opd_bench.behind import Behind
 from opd_bench.bench import Judgement, Updated
 from opd_bench.errors import RunError
 from opd_bench.judge import Judge
@@ -46,6 +47,7 @@ class TorchEngine:
     micro_tokens: int = 8192
     sampler: Sampler = sample
     updates: int = 0
+    following: int = 0  # row of the stream where the next prompts are expected
     mismatch: Mismatch = field(default_factory=Mismatch)
     generator: torch.Generator = field(init=False)
 
@@ -63,6 +65,7 @@ class TorchEngine:
         return len(self.judge_model.question)
 
     def prompts(self, start: int, count: int) -> Prompts:
+        self.following = start + count
         return self.stream(start, count)
 
     def teacher_text(self, rows: Sequence[int]) -> tuple[Sequences, float]:
@@ -70,6 +73,8 @@ class TorchEngine:
 
     def sample(self, prompts: Prompts, group: int) -> Sequences:
         rollouts = self.sampler(self.student, prompts, max_response=self.max_response, eos=self.eos, generator=self.generator, group=group)
+        if isinstance(self.sampler, Behind):
+            self.sampler.go_on(self.student, self.stream(self.following, len(prompts)))
         return replace(rollouts, updates=self.updates)
 
     def judge(self, sequences: Sequences) -> Judgement:
@@ -77,7 +82,8 @@ class TorchEngine:
 
     def fork(self) -> TorchEngine:
         """An engine whose student, optimiser and random state go on from here by themselves; the rest is shared."""
-        other = replace(self, student=copy.deepcopy(self.student), mismatch=replace(self.mismatch))
+        sampler = self.sampler.fork() if isinstance(self.sampler, Behind) else self.sampler
+        other = replace(self, student=copy.deepcopy(self.student), mismatch=replace(self.mismatch), sampler=sampler)
         other.optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
         other.generator.set_state(self.generator.get_state())
         return other

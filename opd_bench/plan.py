@@ -21,6 +21,7 @@ MODULES = (
     *(
         "arm",
         "backends",
+        "behind",
         "bench",
         "continuations",
         "decoder",

@@ -45,7 +45,7 @@ class Sequences:
     finished_B: torch.Tensor
     logprob_BT: torch.Tensor
     group: int = 1  # consecutive rows that share a prompt
-    updates: int | None = None  # that the student had had when it wrote these; None: somebody else's text
+    updates: int | None = None  # that the student had had when it was handed these as its own; None: somebody else's text
 
     def __post_init__(self) -> None:
         fits_B = (self.prompt_B >= 1) & (self.prompt_B < self.length_B) & (self.length_B <= self.ids_BT.shape[1])

@@ -25,6 +25,7 @@ ORDER = (
         "decoder",
         "rollouts",
         "vllm_sampler",
+        "behind",
         "mismatch",
         "judge",
         "engine",
@@ -69,6 +70,7 @@ READERS = {
     "plots",
 }  # they see recorded files, never a model
 WORKERS = {
+    "behind",
     "bench",
     "decoder",
     "engine",
