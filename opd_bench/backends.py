@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel
 
 from opd_bench.behind import Behind
@@ -30,7 +32,10 @@ def check_sampler(config: Config) -> None:
 
 def sampler_of(config: Config, longest: int) -> Sampler:
     """Whoever writes the rollouts, for sequences of up to ``longest`` tokens."""
-    return VLLMSampler(model_location(config.students[0]), ROWS, longest) if config.rollouts.by == "vllm" else sample
+    dtype = config.rollouts.dtype
+    if config.rollouts.by == "vllm":
+        return VLLMSampler(model_location(config.students[0]), ROWS, longest, dtype)
+    return partial(sample, dtype=getattr(torch, dtype))
 
 
 def paced(config: Config, sampler: Sampler, student: PreTrainedModel) -> Sampler:

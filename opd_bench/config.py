@@ -83,6 +83,7 @@ class JudgeText(_Part):
 
 class Rollouts(_Part):
     by: Literal["model", "vllm"] = Field("model", description="who writes the student's rollouts: the model that trains, or vLLM beside it")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the weights that write; the student trains in float32")
     staleness: Literal[0, 1] = Field(
         0, description="rounds that the weights which write rollouts lie behind; with 1, a GPU writes while it trains"
     )

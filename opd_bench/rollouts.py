@@ -9,6 +9,7 @@ Shapes: B sequences, R rows decoded together (each in a slot), S steps, P prompt
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from typing import Protocol
 
@@ -50,15 +51,24 @@ def sample(
     generator: torch.Generator | None,
     group: int = 1,
     temperature: float = 1.0,
+    dtype: torch.dtype | None = None,
 ) -> Sequences:
     """``group`` responses to every prompt; greedy where ``generator`` is None.
 
-    A response ends with EOS or is cut, without EOS, after ``max_response`` tokens.
+    A response ends with EOS or is cut, without EOS, after ``max_response`` tokens. With a ``dtype`` that is not the model's, a copy of it
+    writes, which is faster where the processor multiplies such numbers faster.
     """
+    model = model if dtype in (None, model.dtype) else converted(model, dtype)
     ids = prompts.repeat(group).ids
     answers = _Answers(len(ids), max_response, eos)  # made here: what is made in inference mode cannot be trained on
     _write(model, ids, answers, generator, temperature)
     return answers.after(ids, group)
+
+
+def converted(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """A copy of ``model`` with weights of ``dtype``."""
+    weights = {id(weight): torch.nn.Parameter(weight.detach().to(dtype), requires_grad=False) for weight in model.parameters()}
+    return copy.deepcopy(model, weights)  # which takes these for the copies of the old ones
 
 
 @torch.inference_mode()

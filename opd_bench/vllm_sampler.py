@@ -3,8 +3,7 @@
     sample = VLLMSampler("models/student", max_rows=256, max_length=1024)
     rollouts = sample(model, prompts, max_response=88, eos=1, generator=torch.Generator().manual_seed(0))
 
-vLLM keeps weights of its own, in float32 as `opd_bench.models.load_model` does; before it samples it takes those of ``model`` if they
-changed.
+vLLM keeps weights of its own, in ``dtype``; before it samples it takes those of ``model`` if they changed.
 
 Shapes: B sequences, T tokens.
 Limits: what is written through ``parameter.data``, or by torch's fused optimisers, leaves no trace in the parameter's version, so such a
@@ -41,17 +40,23 @@ ENVIRONMENT = {
 class VLLMSampler:
     """``folder`` holds a model of the architecture to sample from; ``max_length`` counts the tokens of prompt and response together."""
 
-    def __init__(self, folder: str, max_rows: int, max_length: int) -> None:
+    def __init__(self, folder: str, max_rows: int, max_length: int, dtype: str = "float32") -> None:
         self.vllm, self.max_length = library(), max_length
         self.sync_s = 0.0  # spent on taking weights
         self.source: Callable[[], PreTrainedModel | None] = lambda: None  # the model whose weights vLLM has, if it still exists,
         self.versions: tuple[int, ...] = ()  # and as of when
         config = AutoConfig.from_pretrained(folder)
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        token_bytes = 4 * 2 * config.num_hidden_layers * getattr(config, "num_key_value_heads", config.num_attention_heads) * width
+        token_bytes = (
+            getattr(torch, dtype).itemsize
+            * 2
+            * config.num_hidden_layers
+            * getattr(config, "num_key_value_heads", config.num_attention_heads)
+            * width
+        )
         self.llm = self.vllm.LLM(
             model=folder,
-            dtype="float32",
+            dtype=dtype,
             max_model_len=max_length,
             max_num_seqs=max_rows,
             kv_cache_memory_bytes=token_bytes * BLOCK * (max_rows * -(-max_length // BLOCK) + 1),

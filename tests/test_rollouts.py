@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from conftest import tiny_llama
-from test_samplers import CONTEXT, EOS, PROMPTS, VOCABULARY, assert_conforms
+from test_samplers import CONTEXT, EOS, PROMPTS, VOCABULARY, assert_conforms, llama
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from opd_bench import rollouts
 from opd_bench.decoder import fusible
 from opd_bench.rollouts import sample
+from opd_bench.scoring import ModelTeacher
 from opd_bench.sequences import Prompts
 
 STRETCHED = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
@@ -55,6 +58,24 @@ def test_every_architecture_is_sampled_as_it_is(architecture, attention):
 
 def test_rollouts_can_be_trained_on(model):
     assert not sampled(model).ids_BT.is_inference()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_in_another_precision_a_copy_of_the_model_writes(tied, tmp_path):
+    made = llama(VOCABULARY, tied)
+    made.save_pretrained(tmp_path)
+    weights = copy.deepcopy(made.state_dict())
+    lower = sampled_in(torch.bfloat16, made)
+    plain = sampled_in(None, LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).eval())
+    assert torch.equal(lower.ids_BT, plain.ids_BT)
+    assert torch.equal(lower.logprob_BT, plain.logprob_BT)
+    assert all(torch.equal(weight, weights[name]) and weight.dtype == torch.float32 for name, weight in made.state_dict().items())
+    exact_N = ModelTeacher(made)(lower)[:][0].gather(1, lower.ids_BT[lower.response_BT][:, None])[:, 0]
+    assert 1e-4 < (lower.logprob_BT[lower.response_BT] - exact_N).abs().mean() < 0.1
+
+
+def sampled_in(dtype: torch.dtype | None, model):
+    return sample(model, PROMPTS, max_response=12, eos=EOS, generator=torch.Generator().manual_seed(0), group=8, dtype=dtype)
 
 
 def test_eos_at_the_very_limit_counts_as_finished(model):
