@@ -137,11 +137,12 @@ def through_head(head: torch.nn.Linear, hidden_MD: Tensor, loss: Loss, tokens: T
     if loss_M.shape != tokens.ids_N.shape:
         raise RunError(f"a loss gave shape {tuple(loss_M.shape)}; one value per token is needed, {tuple(tokens.ids_N.shape)}")
     (grad_MV,) = torch.autograd.grad(loss_M.sum() * scale, logits_MV)
-    for weight, add in (
-        (head.weight, lambda into: into.addmm_(grad_MV.T, hidden_MD)),
-        (head.bias, lambda into: into.add_(grad_MV.sum(0))),
-    ):
-        if weight is not None and weight.requires_grad:
-            weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-            add(weight.grad)
-    return loss_M.detach(), grad_MV @ head.weight
+    with torch.no_grad():  # else the gradient's own graph would keep all chunks
+        for weight, add in (
+            (head.weight, lambda into: into.addmm_(grad_MV.T, hidden_MD)),
+            (head.bias, lambda into: into.add_(grad_MV.sum(0))),
+        ):
+            if weight is not None and weight.requires_grad:
+                weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+                add(weight.grad)
+        return loss_M.detach(), grad_MV @ head.weight

@@ -109,6 +109,14 @@ def test_a_loss_sees_a_few_positions_at_a_time_and_each_once(engine):
     assert sorted(token for tokens in seen for token in tokens) == sorted(batch.ids_BT[batch.response_BT].tolist())
 
 
+def test_what_a_chunk_gives_back_does_not_keep_its_logits(engine):
+    hidden_MD, head = torch.ones(3, engine.student.config.hidden_size), engine.student.get_output_embeddings()
+    tokens = Tokens(torch.tensor([3, 4, 5]), None, torch.ones(3))
+    loss_M, grad_MD = engine_module.through_head(head, hidden_MD, cross_entropy, tokens, 1.0)
+    assert loss_M.grad_fn is None
+    assert grad_MD.grad_fn is None
+
+
 def test_an_update_counts_in_the_version_of_every_weight(engine):
     """By which a sampler with weights of its own sees that it has to take new ones."""
     before = [weight._version for weight in engine.student.parameters()]
