@@ -1,35 +1,40 @@
-"""Rollouts of the in-process sampler against `model.generate` of transformers: tokens per second, with rows of any length.
+"""Rollouts of the in-process sampler against `model.generate` of transformers, or vLLM: tokens per second, with rows of any length.
 
     python benchmarks/rollouts.py embedded                    # the embedded student, batches of 16 as its recipe has
     python benchmarks/rollouts.py models/smollm2              # see docs/examples/smollm2.py; 64 prompts, 16 rows at a time
+    .venv-vllm/bin/python benchmarks/rollouts.py models/smollm2 vllm      # see .ci/vllm
 
-Both sample the full distribution until EOS or the limit, with at most the same number of rows at once, so memory for the cache is the same.
-Tokens of responses count, EOS included, padding does not.
+Both sample the full distribution until EOS or the limit, with at most the same number of rows at once, so memory for the cache is the same;
+vLLM is told so, too, and gives log-probabilities as ours does. Tokens of responses count, EOS included, padding does not.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 from sides import compare
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from opd_bench import rollouts
-from opd_bench.config import load, model_location
-from opd_bench.evaluate import load_suite
-from opd_bench.models import eos_id
-from opd_bench.prompts import encode_prompts
+from opd_bench.rollouts import Sampler
 from opd_bench.sequences import Prompts
+from opd_bench.vllm_sampler import VLLMSampler
 
 ROWS = 16
-EMBEDDED = sys.argv[1:] == ["embedded"]
+EMBEDDED, WITH_VLLM = sys.argv[1:] == ["embedded"], sys.argv[2:] == ["vllm"]
 
 
 def setting():
     """Model, prompts, EOS and the most new tokens."""
     if EMBEDDED:
+        from opd_bench.config import load, model_location
+        from opd_bench.evaluate import load_suite
+        from opd_bench.models import eos_id
+        from opd_bench.prompts import encode_prompts
+
         torch.set_num_threads(1)  # as an arm has
         config = load("embedded", [])
         folder, suite = model_location(config.students[0]), load_suite(config.tasks.stem, config.tasks.coding, config.task_path, "test")
@@ -43,23 +48,35 @@ def setting():
     return model, [tokenizer(text).input_ids for text in texts], tokenizer("\n").input_ids[-1], 128  # a line is an answer
 
 
-def ours() -> float:
-    model, ids, eos, limit = setting()
-    generator = torch.Generator().manual_seed(0)
-    rollouts.ROWS = ROWS
-    size = ROWS if EMBEDDED else len(ids)  # the recipe's batch; where more prompts wait, they take the places of rows that end
-
-    def batch(part: list[list[int]]) -> int:
-        return rollouts.sample(model, Prompts(part, [""] * len(part)), max_response=limit, eos=eos, generator=generator).response_tokens
-
+def speed(batch: Callable[[list[list[int]]], int], ids: list[list[int]], size: int) -> float:
+    """Tokens per second, after a batch that does not count."""
     batch(ids[:ROWS])
     begun = time.perf_counter()
     tokens = sum(batch(ids[start : start + size]) for start in range(0, len(ids), size))
     return tokens / (time.perf_counter() - begun)
 
 
+def by(sampler: Sampler, model: PreTrainedModel, ids: list[list[int]], eos: int, limit: int) -> float:
+    generator = torch.Generator().manual_seed(0)
+
+    def batch(part: list[list[int]]) -> int:
+        return sampler(model, Prompts(part, [""] * len(part)), max_response=limit, eos=eos, generator=generator).response_tokens
+
+    return speed(batch, ids, ROWS if EMBEDDED else len(ids))  # the recipe's batch; of many prompts, some take the places of rows that end
+
+
+def ours() -> float:
+    rollouts.ROWS = ROWS
+    return by(rollouts.sample, *setting())
+
+
+def by_vllm() -> float:
+    model, ids, eos, limit = setting()
+    return by(VLLMSampler(sys.argv[1], ROWS, max(map(len, ids)) + limit, "bfloat16"), model, ids, eos, limit)
+
+
 @torch.inference_mode()
-def theirs() -> float:
+def by_generate() -> float:
     model, ids, eos, limit = setting()
     torch.manual_seed(0)
 
@@ -73,12 +90,9 @@ def theirs() -> float:
         )[:, widest:]  # fmt: skip
         return sum((row.index(eos) + 1) if eos in row else len(row) for row in drawn_BT.tolist())
 
-    batch(ids[:ROWS])
-    begun = time.perf_counter()
-    tokens = sum(batch(ids[start : start + ROWS]) for start in range(0, len(ids), ROWS))
-    return tokens / (time.perf_counter() - begun)
+    return speed(batch, ids, ROWS)
 
 
 if __name__ == "__main__":
-    name = "rollouts_embedded_vs_generate" if EMBEDDED else "rollouts_smol_vs_generate"
-    compare(name, unit="tokens/s", smaller_is_better=False, sides={"ours": ours, "theirs": theirs})
+    name = f"rollouts_{'embedded' if EMBEDDED else 'smol'}_vs_{'vllm_cpu' if WITH_VLLM else 'generate'}"
+    compare(name, unit="tokens/s", smaller_is_better=False, sides={"ours": ours, "theirs": by_vllm if WITH_VLLM else by_generate})
