@@ -21,6 +21,7 @@ ORDER = (
         "models",
         "scoring",
         "teacher_cache",
+        "vllm_server",
         "teacher_server",
         "decoder",
         "rollouts",

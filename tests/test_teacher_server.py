@@ -16,12 +16,13 @@ import pytest
 import torch
 from conftest import EOS, VOCABULARY, tiny_llama
 
-from opd_bench import teacher_server
+from opd_bench import teacher_server, vllm_server
 from opd_bench.errors import RunError, UserError
 from opd_bench.rollouts import sample
 from opd_bench.scoring import ModelTeacher, output_head
 from opd_bench.sequences import Prompts, Sequences
-from opd_bench.teacher_server import PROBE, TRIES, ServerTeacher
+from opd_bench.teacher_server import PROBE, ServerTeacher
+from opd_bench.vllm_server import TRIES
 
 TOP, TOKENS, PROMPTS = 3, [3, 4, 5], Prompts([[3, 4, 5, 6], [8], [9, 2], [7, 7, 7]], ["task"] * 4)
 
@@ -128,7 +129,7 @@ class FakeVLLM(ThreadingHTTPServer):
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(teacher_server, "WAIT_S", 0.001)
+    monkeypatch.setattr(vllm_server, "WAIT_S", 0.001)
     with FakeVLLM() as running:
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
