@@ -14,33 +14,49 @@ from opd_bench.config import Config, model_location
 from opd_bench.errors import UserError
 from opd_bench.models import Pair
 from opd_bench.rollouts import ROWS, Sampler, sample
-from opd_bench.scoring import ModelTeacher, Teacher, signal_error
+from opd_bench.scoring import FOREIGN, ModelTeacher, Teacher, signal_error
 from opd_bench.sequences import Prompts
 from opd_bench.teacher_cache import CachedTeacher
 from opd_bench.teacher_server import PROBE, ServerTeacher
 from opd_bench.vllm_sampler import VLLMSampler, library
+from opd_bench.vllm_server_sampler import VLLMServerSampler
 
-PROBED = 4  # texts on which a signal is compared with the teacher itself
-FOREIGN = 0.5  # nats; a gap that no precision explains: other weights
+PROBED = 4  # texts on which a server or signal is compared with the model itself
 
 
-def check_sampler(config: Config) -> None:
-    """UserError where vLLM is wanted, and absent or of another version."""
+def check_sampler(config: Config, pair: Pair, prompts: list[list[int]], longest: int, workers: int) -> None:
+    """UserError where vLLM is wanted, and absent or of another version, or its server cannot be used by ``workers`` arms at once."""
     if config.rollouts.by == "vllm":
         library()
+    if config.rollouts.by == "server":
+        if workers > 1:
+            raise UserError(
+                f"the rollouts' server has the weights of one student at a time and {workers} arms would share it; add --jobs 1"
+            )
+        _server_sampler(config, longest).check(pair.student, _few(prompts), pair.eos)
 
 
 def sampler_of(config: Config, longest: int) -> Sampler:
     """Whoever writes the rollouts, for sequences of up to ``longest`` tokens."""
-    dtype = config.rollouts.dtype
-    if config.rollouts.by == "vllm":
-        return VLLMSampler(model_location(config.students[0]), ROWS, longest, dtype)
-    return partial(sample, dtype=getattr(torch, dtype))
+    rollouts = config.rollouts
+    if rollouts.by == "server":
+        return _server_sampler(config, longest)
+    if rollouts.by == "vllm":
+        return VLLMSampler(model_location(config.students[0]), ROWS, longest, rollouts.dtype)
+    return partial(sample, dtype=getattr(torch, rollouts.dtype))
 
 
 def paced(config: Config, sampler: Sampler, student: PreTrainedModel) -> Sampler:
     """``sampler`` as far behind ``student`` as is allowed; only a GPU gains by it."""
     return Behind(sampler, overlap=student.device.type == "cuda") if config.rollouts.staleness else sampler
+
+
+def _server_sampler(config: Config, longest: int) -> VLLMServerSampler:
+    return VLLMServerSampler(str(config.rollouts.url), config.rollouts.served or config.students[0], longest)
+
+
+def _few(prompts: list[list[int]]) -> Prompts:
+    return Prompts(prompts[:PROBED], [""] * len(prompts[:PROBED]))
 
 
 def teacher_of(config: Config, pair: Pair, longest: int, kept: Path) -> Teacher:
@@ -68,8 +84,7 @@ def check_teacher(config: Config, pair: Pair, prompts: list[list[int]], longest:
         teacher = teacher_of(config, pair, longest, Path(kept))
         if isinstance(teacher, ServerTeacher):
             teacher.check()
-        few = Prompts(prompts[:PROBED], [""] * PROBED)
-        texts = sample(pair.teacher, few, max_response=config.max_response, eos=pair.eos, generator=None)
+        texts = sample(pair.teacher, _few(prompts), max_response=config.max_response, eos=pair.eos, generator=None)
         error = signal_error(teacher, ModelTeacher(pair.teacher), texts)
     if error["largest_gap"] > FOREIGN:
         raise UserError(

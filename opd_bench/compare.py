@@ -43,7 +43,7 @@ def compare(config: Config, out: Path, command: str, workers: int, console: Cons
             with suppress(UserError):  # absent, damaged or of another version: made anew from the arms
                 return leaderboard.read(out / "leaderboard.json")
         else:
-            _write_manifest(config, out, command, planned, preflight(config, planned))
+            _write_manifest(config, out, command, planned, preflight(config, planned, min(workers, len(missing))))
             store.sweep(out)
             done = len(planned) - len(missing)
             if done:
@@ -52,8 +52,8 @@ def compare(config: Config, out: Path, command: str, workers: int, console: Cons
         return publish(config, out, planned)
 
 
-def preflight(config: Config, planned: list[Job]) -> dict[str, dict[str, float] | None]:
-    """Everything that can be found wrong before the first step. UserError.
+def preflight(config: Config, planned: list[Job], workers: int) -> dict[str, dict[str, float] | None]:
+    """Everything that can be found wrong before the first step of ``workers`` jobs side by side. UserError.
 
     Returns the overlap of training and test items by task, and how a sparse teacher signal differs from the teacher.
     """
@@ -62,12 +62,13 @@ def preflight(config: Config, planned: list[Job]) -> dict[str, dict[str, float] 
 
     shop = arm.workshop(config.model_dump_json())
     evaluate.consent(shop.suite)
-    backends.check_sampler(config)
+    prompts = [ids for _, ids in shop.encoded]
+    backends.check_sampler(config, shop.pair, prompts, shop.longest, workers)
     for job in {job.name: job for job in planned if job.method}.values():
         with step_errors(job):
             for limit in sorted(config.budgets.values(), reverse=True):
                 require_one_step(job.build(), shop.counter, limit, config.axis)
-    signal = backends.check_teacher(config, shop.pair, [ids for _, ids in shop.encoded], shop.longest)
+    signal = backends.check_teacher(config, shop.pair, prompts, shop.longest)
     return {"train_test_overlap": evaluate.overlap(shop.suite), "teacher_signal": signal}
 
 

@@ -82,11 +82,23 @@ class JudgeText(_Part):
 
 
 class Rollouts(_Part):
-    by: Literal["model", "vllm"] = Field("model", description="who writes the student's rollouts: the model that trains, or vLLM beside it")
+    """Who writes the student's rollouts: the model that trains, vLLM beside it, or a vLLM server."""
+
+    by: Literal["model", "vllm", "server"] = "model"
+    url: str | None = Field(None, description="of the server, such as http://127.0.0.1:8000")
+    served: str | None = Field(None, description="what the server calls the student; default: as here")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the weights that write; the student trains in float32")
     staleness: Literal[0, 1] = Field(
         0, description="rounds that the weights which write rollouts lie behind; with 1, a GPU writes while it trains"
     )
+
+    @model_validator(mode="after")
+    def _addressed(self) -> Self:
+        if (self.by == "server") != (self.url is not None):
+            raise ValueError("rollouts.url and rollouts.by: server need each other: give both or neither")
+        if self.by == "server" and self.dtype != "float32":
+            raise ValueError("leave out rollouts.dtype: the server was started with one (--dtype)")
+        return self
 
 
 class Scoring(_Part):

@@ -21,7 +21,7 @@ from opd_bench.trace import full_batch, worst_case
 def show_plan(config: Config, out: Path, workers: int, console: Console) -> None:
     """Print every method's arms, the cost of its steps by kind of charge, and an estimate of the training time."""
     planned = jobs(config)
-    compare.preflight(config, planned)
+    compare.preflight(config, planned, workers)
     shop = arm.workshop(config.model_dump_json())
     arms = [job for job in planned if job.method]
     table = Table(

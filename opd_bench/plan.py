@@ -40,7 +40,7 @@ MODULES = (
         "scoring",
     ),
     *("sandbox", "sandbox_worker", "sequences", "teacher_cache", "teacher_server", "trace", "train", "vllm_sampler"),
-    *("vllm_server",),
+    *("vllm_server", "vllm_server_sampler", "vllm_worker"),
 )
 TEACHER, COLD_START = "teacher", "cold_start"
 

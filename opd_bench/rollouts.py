@@ -23,7 +23,7 @@ from opd_bench.sequences import Prompts, Sequences
 
 
 class Sampler(Protocol):
-    """Who writes rollouts with the weights that ``model`` has at the call: `sample` below, or vLLM (`vllm_sampler.py`)."""
+    """Who writes rollouts with the weights that ``model`` has at the call: `sample` below, or vLLM, in this process or behind a server."""
 
     def __call__(
         self,

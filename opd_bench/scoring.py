@@ -23,6 +23,7 @@ from opd_bench.losses import events
 from opd_bench.sequences import Sequences
 
 CHUNK_LOGITS = 2**22  # of one model that exist at once: 16 MiB in float32, which an allocator keeps and hands out again
+FOREIGN = 0.5  # nats; a gap between log-probabilities that no precision explains: other weights
 
 
 class Scores(Protocol):

