@@ -18,21 +18,25 @@ import torch
 from sides import compare
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from opd_bench.allocator import keep_freed_memory
 from opd_bench.engine import TorchEngine
 from opd_bench.losses import reverse_kl
 from opd_bench.scoring import ModelTeacher
 from opd_bench.sequences import Prompts
 
 BATCH, NEW, STEPS, LR = 16, 64, 4, 1e-6
+MICRO = 512  # tokens that are trained on at once; less takes less memory and more time
 TEXTS = [f"Question: I have {a} apples and get {b} more. How many apples have I now? Explain in one sentence.\nAnswer:" for a, b in
          [(3 + 7 * row, 5 + 3 * row) for row in range(BATCH)]]  # fmt: skip
 
 
 def load(folder: str):
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    # torch's fused attention goes backward slowly in bfloat16 on a CPU; what is stored for that is small at this length
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="eager").eval()
 
 
 def ours() -> float:
+    keep_freed_memory()  # as the workers of a comparison do
     folder = sys.argv[1]
     tokenizer, never = AutoTokenizer.from_pretrained(folder), -1
     prompts = Prompts([tokenizer(text).input_ids for text in TEXTS], [""] * BATCH)
@@ -46,7 +50,7 @@ def ours() -> float:
         judge_model=None,  # pyright: ignore[reportArgumentType]
         lr=LR,
         seed=0,
-        micro_tokens=2048,
+        micro_tokens=MICRO,
     )
     times = []
     for _ in range(STEPS):

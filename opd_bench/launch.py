@@ -19,6 +19,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from opd_bench.allocator import keep_freed_memory
 from opd_bench.config import Config
 from opd_bench.errors import RunError, UserError
 from opd_bench.plan import Job
@@ -31,6 +32,7 @@ def _start_worker(messages: multiprocessing.SimpleQueue, threads: int) -> None:
     _messages = messages
     signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
     _die_with_parent()
+    keep_freed_memory()
     import torch
     from tqdm import tqdm
 

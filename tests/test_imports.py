@@ -12,7 +12,7 @@ from opd_bench.resources import BASELINES, PACKAGE
 
 # From the bottom up. A new module takes its place here.
 ORDER = (
-    *("errors", "resources", "procedural", "statistics", "exposure", "sandbox_worker", "sandbox", "ledger", "flops", "losses"),
+    *("allocator", "errors", "resources", "procedural", "statistics", "exposure", "sandbox_worker", "sandbox", "ledger", "flops", "losses"),
     *("readings", "curves", "sequences", "store", "records", "gates"),
     *(
         "bench",
