@@ -1,7 +1,7 @@
 """The C library's allocator, told to keep what is freed.
 
-By default glibc gives large blocks back at once, and every step asks for the same ones again: pages that the kernel must map and clear. Kept,
-they made an OPD step of SmolLM2-135M on two cores about a sixth faster, and peak memory a fiftieth higher (benchmarks/README.md).
+By default glibc gives large blocks back at once, and every step asks for the same ones again: pages that the kernel must map and clear.
+What that saves a step of SmolLM2-135M is in benchmarks/README.md.
 """
 
 from __future__ import annotations
