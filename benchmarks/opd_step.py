@@ -25,7 +25,7 @@ from opd_bench.scoring import ModelTeacher
 from opd_bench.sequences import Prompts
 
 BATCH, NEW, STEPS, LR = 16, 64, 4, 1e-6
-MICRO = 512  # tokens that are trained on at once; less takes less memory and more time
+MICRO = 256  # tokens that are trained on at once; less takes less memory and more time
 TEXTS = [f"Question: I have {a} apples and get {b} more. How many apples have I now? Explain in one sentence.\nAnswer:" for a, b in
          [(3 + 7 * row, 5 + 3 * row) for row in range(BATCH)]]  # fmt: skip
 
