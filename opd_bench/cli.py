@@ -1,4 +1,5 @@
-"""The command line: `opd-bench compare`, `tune`, `check`, `methods`, `ledger`, `power`, `build-embedded`.
+"""The command line: `opd-bench compare`, `tune`, `check`, `profile`, `methods`, `ledger`, `power`, `audit`,
+`build-embedded`.
 
 Exit codes: 0 done, 1 a run that started failed, 2 something for the user to mend (or Ctrl-C); finished work is kept.
 """
@@ -76,6 +77,16 @@ Examples:
     opd-bench check gkd_mostly_own --config mine.yaml   # with the options it has there
 
     opd-bench check opd path/to/mine.py --json check.json
+"""
+
+PROFILE_EXAMPLES = """
+Examples:
+
+    opd-bench profile                      # three OPD steps on the embedded tier
+
+    opd-bench profile --method sft --steps 5
+
+    opd-bench profile --config mine.yaml --method path/to/mine.py --json profile.json
 """
 
 
@@ -215,6 +226,30 @@ def check(
             store.write_json(json, [asdict(report) | {"fair": report.fair} for report in reports])
     if unfair := [report.method for report in reports if not report.fair]:
         raise RunError(f"not fair: {', '.join(unfair)}")
+
+
+@app.command(epilog=PROFILE_EXAMPLES)
+def profile(
+    tier: Annotated[str, typer.Option(help="student, teacher, tasks and budget in one word")] = "embedded",
+    config: Annotated[Path | None, typer.Option(help="YAML laid over the tier's")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="name or path to a method file; default the configuration's first that samples from the student")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="to take the mean of, after one to warm up")] = 3,
+    json: Annotated[Path | None, typer.Option(help="write all figures to this file, too")] = None,
+) -> None:
+    """Say where the time and memory of a method's steps go: prefill, decode, teacher, loss, …, and which setting moves the largest part.
+
+    The steps are those an arm would take, on its number of threads. Close other programs first.
+    """
+    from opd_bench import profile, store
+    from opd_bench.config import load, read_yaml
+
+    found = profile.profile(load(tier, [read_yaml(config)] if config else []), method, steps, console)
+    profile.show(found, console)
+    if json:
+        with store.disk_errors():
+            store.write_json(json, found.to_json())
 
 
 @app.command()

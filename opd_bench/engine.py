@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from opd_bench import clock
 from opd_bench.behind import Behind
 from opd_bench.bench import Judgement, Updated
 from opd_bench.errors import RunError
@@ -69,7 +70,8 @@ class TorchEngine:
         return self.stream(start, count)
 
     def teacher_text(self, rows: Sequence[int]) -> tuple[Sequences, float]:
-        return self.corpus(rows)
+        with clock.part("teacher text", owner=True):
+            return self.corpus(rows)
 
     def sample(self, prompts: Prompts, group: int) -> Sequences:
         rollouts = self.sampler(self.student, prompts, max_response=self.max_response, eos=self.eos, generator=self.generator, group=group)
@@ -78,7 +80,8 @@ class TorchEngine:
         return replace(rollouts, updates=self.updates)
 
     def judge(self, sequences: Sequences) -> Judgement:
-        return self.judge_model(sequences)
+        with clock.part("judge", owner=True):
+            return self.judge_model(sequences)
 
     def fork(self) -> TorchEngine:
         """An engine whose student, optimiser and random state go on from here by themselves; the rest is shared."""
@@ -95,32 +98,39 @@ class TorchEngine:
         for rows in micro_batches(sequences, self.micro_tokens):
             part = sequences[rows]
             begun = time.perf_counter()
-            scores = self.teacher(part) if teacher else None
+            with clock.part("teacher", when=teacher):
+                scores = self.teacher(part) if teacher else None
             teacher_s += time.perf_counter() - begun
-            hidden_ND, mask_BT, head = response_hidden(self.student, part), part.response_BT, output_head(self.student)
+            with clock.part("forward"):
+                hidden_ND, mask_BT, head = response_hidden(self.student, part), part.response_BT, output_head(self.student)
             device = hidden_ND.device
             ids_N, sampled_N = part.ids_BT[mask_BT].to(device), part.logprob_BT[mask_BT].to(device)
             weight_N = weights_B[rows][:, None].expand(mask_BT.shape)[mask_BT].to(device)
             grad_ND = torch.empty_like(hidden_ND)
             for cut in chunks(len(ids_N), head.out_features):
                 begun = time.perf_counter()
-                given = (None, None) if scores is None else scores[cut]
-                teacher_ME, top_MK = (of if of is None else of.to(device) for of in given)
+                with clock.part("teacher", when=teacher):
+                    given = (None, None) if scores is None else scores[cut]
+                    teacher_ME, top_MK = (of if of is None else of.to(device) for of in given)
                 teacher_s += time.perf_counter() - begun
                 tokens = Tokens(ids_N[cut], teacher_ME, weight_N[cut], top_MK)
                 term = self.mismatch.corrected(loss, sampled_N[cut]) if sequences.updates == self.updates else loss
-                loss_M, grad_ND[cut] = through_head(head, hidden_ND.detach()[cut], term, tokens, 1 / sequences.response_tokens)
-                total += loss_M.sum().item() / sequences.response_tokens
-            hidden_ND.backward(grad_ND)
-        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), CLIP)
+                with clock.part("loss"):
+                    loss_M, grad_ND[cut] = through_head(head, hidden_ND.detach()[cut], term, tokens, 1 / sequences.response_tokens)
+                    total += loss_M.sum().item() / sequences.response_tokens
+            with clock.part("backward"):
+                hidden_ND.backward(grad_ND)
+        with clock.part("optimiser"):
+            norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), CLIP)
         if not norm.isfinite():
             raise RunError("the gradient is not finite; lower the method's lr or look at its loss")
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * lr_scale
-        if norm > NOISE:
-            self.optimizer.step()
-            torch.autograd.graph.increment_version(list(self.student.parameters()))  # which fused AdamW does not: vLLM goes by it
-        self.optimizer.zero_grad(set_to_none=True)
+        with clock.part("optimiser"):
+            if norm > NOISE:
+                self.optimizer.step()
+                torch.autograd.graph.increment_version(list(self.student.parameters()))  # which fused AdamW does not: vLLM goes by it
+            self.optimizer.zero_grad(set_to_none=True)
         self.updates += 1
         return Updated(total, teacher_s, time.perf_counter() - start - teacher_s)
 

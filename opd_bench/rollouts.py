@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from opd_bench import clock
 from opd_bench.decoder import decoder_of
 from opd_bench.sequences import Prompts, Sequences
 
@@ -61,8 +62,9 @@ def sample(
     model = model if dtype in (None, model.dtype) else converted(model, dtype)
     ids = prompts.repeat(group).ids
     answers = _Answers(len(ids), max_response, eos)  # made here: what is made in inference mode cannot be trained on
-    _write(model, ids, answers, generator, temperature)
-    return answers.after(ids, group)
+    with clock.part("decode"):  # all but what is another part
+        _write(model, ids, answers, generator, temperature)
+        return answers.after(ids, group)
 
 
 def converted(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
@@ -78,7 +80,8 @@ def _write(model: PreTrainedModel, ids: list[list[int]], answers: _Answers, gene
     waiting = deque(sorted(range(len(ids)), key=lambda row: -len(ids[row])))  # long prompts first: they tend to have long answers
     capacity = max(map(len, ids)) + max_response
     owners: list[int | None] = [None] * min(ROWS, len(ids))  # the row whose sequence is in a slot
-    decoder = decoder_of(model, len(owners), capacity)
+    with clock.part("weight sync"):
+        decoder = decoder_of(model, len(owners), capacity)
     token_R, position_R = torch.zeros(2, len(owners), dtype=torch.long, device=device)
     while waiting or any(row is not None for row in owners):
         free = [slot for slot, row in enumerate(owners) if row is None]
@@ -86,7 +89,8 @@ def _write(model: PreTrainedModel, ids: list[list[int]], answers: _Answers, gene
             taken = [waiting.popleft() for _ in free[: len(waiting)]]
             prompts_RP = pad_sequence([torch.tensor(ids[row]) for row in taken], batch_first=True).to(device)
             length_R, slot_R = (torch.tensor(numbers, device=device) for numbers in ([len(ids[row]) for row in taken], free[: len(taken)]))
-            drawn_R, chance_R = draw(decoder.prefill(prompts_RP, length_R, slot_R), generator, temperature)
+            with clock.part("prefill"):
+                drawn_R, chance_R = draw(decoder.prefill(prompts_RP, length_R, slot_R), generator, temperature)
             answers.add(taken, drawn_R[None], chance_R[None])
             token_R[slot_R], position_R[slot_R] = drawn_R, length_R
             for slot, row in zip(free, taken, strict=False):

@@ -24,6 +24,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, PreTrainedModel
 
+from opd_bench import clock
 from opd_bench.errors import RunError, UserError
 from opd_bench.sequences import Prompts, Sequences
 from opd_bench.vllm_worker import EXTENSION
@@ -76,7 +77,8 @@ class VLLM(ABC):
             raise RunError(
                 f"a prompt and its response may take {longest} tokens; start the sampler with max_length={longest}, not {self.max_length}"
             )
-        self._take_weights(model)
+        with clock.part("weight sync"):
+            self._take_weights(model)
         seeds = [0] * len(prompts) if generator is None else torch.randint(2**62, (len(prompts),), generator=generator).tolist()
         parameters = [
             {
@@ -90,7 +92,8 @@ class VLLM(ABC):
             }
             for seed in seeds
         ]
-        written = self._generate(prompts.ids, parameters)
+        with clock.part("generate"):
+            written = self._generate(prompts.ids, parameters)
         rows = [(prompt, *answer) for prompt, answer in zip(prompts.ids, written, strict=True)]
         return Sequences(
             ids_BT=pad_sequence([torch.tensor(prompt + response) for prompt, response, _ in rows], batch_first=True),

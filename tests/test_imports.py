@@ -13,6 +13,7 @@ from opd_bench.resources import BASELINES, PACKAGE
 # From the bottom up. A new module takes its place here.
 ORDER = (
     *("allocator", "errors", "resources", "procedural", "statistics", "exposure", "sandbox_worker", "sandbox", "ledger", "flops", "losses"),
+    "clock",
     *("readings", "curves", "sequences", "store", "records", "gates"),
     *(
         "bench",
@@ -54,6 +55,7 @@ ORDER = (
         "page",
         "audit",
         "dry_run",
+        "profile",
         "embedded",
         "ledger_file",
         "cli",

@@ -1,0 +1,530 @@
+"""`opd-bench profile`: where the time and memory of a method's steps go, and which setting moves the largest part.
+
+The steps are those of an arm: its engine, bench and training loop, on its number of threads, with nothing else beside it. FLOPs are the
+analytic ones (`flops.py`) of what a part has to compute: no padding, the output head where a distribution is needed.
+
+A part's share of the peak is its FLOPs per second over those of a large matrix product in the models' precision on as many threads.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from transformers import PreTrainedModel
+
+from opd_bench import arm, backends, clock, compare
+from opd_bench.bench import Judgement, Updated
+from opd_bench.clock import Heard
+from opd_bench.config import Config
+from opd_bench.engine import TorchEngine
+from opd_bench.flops import FlopCount, flop_count
+from opd_bench.losses import Loss
+from opd_bench.plan import Job, jobs
+from opd_bench.rollouts import ROWS
+from opd_bench.sequences import Prompts, Sequences
+from opd_bench.trace import full_batch, worst_case
+from opd_bench.train import Progress, train
+
+VERSIONS = ("opd-bench", "torch", "transformers")
+PEAK_S = 0.5  # how long matrix products are tried, before the steps and after them
+PEAK_SIDE = {"cpu": 1024, "cuda": 8192}
+TEXT, HARNESS = "teacher text", "harness"
+# Rows of the table, and what every step might have.
+PARTS = ("weight sync", "prefill", "decode", "generate", TEXT, "judge", "teacher", "forward", "loss", "backward", "optimiser", HARNESS)
+WITHIN = ("", ", weight sync", ", prefill", ", decode")
+BUSY = 0.5  # of the peak: the products themselves take the time
+FEW = 512  # tokens at once, below which products are small for what surrounds them
+FASTER = 1.2  # times as fast matrix products on all cores: more threads are worth a try
+RUNNING = 0.9  # of the time; a thread that runs less waits for others' programs
+
+
+@dataclass
+class Work:
+    """Of a part: tokens that went through it and FLOPs they need; None where these are spent elsewhere."""
+
+    tokens: int = 0
+    flops: int | None = 0
+
+    def add(self, tokens: int, flops: int | None) -> None:
+        self.tokens += tokens
+        self.flops = None if flops is None or self.flops is None else self.flops + flops
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step's wall seconds, what the clock heard of them, and the work by part."""
+
+    seconds: float
+    heard: dict[str, Heard]
+    work: dict[str, Work]
+    text_s: float = 0.0  # charged for teacher text, whenever that was sampled
+    running_s: float = 0.0  # that the thread which marks the parts was on a core
+
+
+@dataclass(frozen=True)
+class Row:
+    """A part of the mean step. Seconds exclude those of other parts.
+
+    Bytes are the most there were, and the most that came on top of a call's start, the warm-up step's included: what it takes is often kept.
+    """
+
+    part: str
+    seconds: float
+    share: float
+    calls: float
+    tokens: float | None = None
+    flops: float | None = None
+    peak_bytes: int | None = None
+    growth_bytes: int | None = None
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        return self.tokens / self.seconds if self.tokens and self.seconds else None
+
+    @property
+    def flops_per_s(self) -> float | None:
+        return self.flops / self.seconds if self.flops and self.seconds else None
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the sentence on the bottleneck goes by: the settings that could be moved, and what a step was like. Lengths are means in tokens."""
+
+    batch: int  # sequences of a step
+    update_tokens: float  # of a step, prompts included
+    response: float
+    max_response: int
+    check: float  # what the judge wrote on a response
+    max_check: int
+    on_policy: bool
+    threads: int
+    cores: int
+    all_cores: float  # times as fast a matrix product on all cores as on the threads
+    vocabulary: int
+    rollouts_by: str
+    scoring_by: str
+    scoring_top: int
+    options: tuple[str, ...]  # of the method
+
+
+@dataclass(frozen=True)
+class Profile:
+    method: str
+    rows: list[Row]
+    seconds: list[float]  # of each step counted
+    peak_flops_per_s: float
+    running: float  # share of the time
+    setup: Setup
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def step_s(self) -> float:
+        return sum(row.seconds for row in self.rows)
+
+    @property
+    def absent(self) -> list[str]:
+        """Parts that these steps don't have; "generate" is vLLM's prefill and decode in one."""
+        here = {_group(row.part) for row in self.rows}
+        other = {"prefill", "decode"} if "generate" in here else {"generate"}
+        return [part for part in PARTS if part not in here | other]
+
+    def to_json(self) -> dict[str, Any]:
+        def described(row: Row) -> dict[str, Any]:
+            rate = row.flops_per_s
+            share = {"share_of_peak": rate and rate / self.peak_flops_per_s}
+            return {**asdict(row), "tokens_per_s": row.tokens_per_s, "flops_per_s": rate, **share}
+
+        return {
+            "schema": "opd-bench/profile/1",
+            "method": self.method,
+            **self.about,
+            "setup": asdict(self.setup),
+            "seconds_per_step": self.step_s,
+            "steps": self.seconds,
+            "peak_flops_per_s": self.peak_flops_per_s,
+            "running": self.running,
+            "parts": list(map(described, self.rows)),
+            "absent": self.absent,
+            "bottleneck": bottleneck(self.rows, self.peak_flops_per_s, self.setup),
+        }
+
+
+def profile(config: Config, method: str | None, steps: int, console: Console) -> Profile:
+    """``steps`` steps of ``method`` after one that is not counted; by default of the configuration's first that samples from the student.
+
+    UserError for an unknown method and whatever else `compare` would refuse; RunError where a step fails.
+    """
+    with console.status("loading models and tasks") as status, _threads(config.threads):
+        job, shop = _chosen(config, method)
+        built = job.build()
+        limit = float("inf")  # no budget cuts a step short
+        with compare.step_errors(job):
+            worst_case(built, full_batch(built), shop.counter)
+        backends.check_sampler(config)
+        backends.check_teacher(config, shop.pair, [ids for _, ids in shop.encoded], shop.longest)
+        model = shop.pair.student
+        status.update("measuring the machine's matrix products")
+        peak = matrix_product_rate(model)
+        with tempfile.TemporaryDirectory() as folder:
+            student = copy.deepcopy(shop.pairs[job.start].student)
+            engine: Any = _Watched(shop.engine(job, student, built.config.lr, Path(folder)), config, shop.pair.teacher)
+            taken = []
+            with clock.recording(model.device) as heard:
+                begun, ran = time.perf_counter(), time.thread_time()
+
+                def on_step(progress: Progress) -> None:
+                    nonlocal begun, ran
+                    seconds, running_s = time.perf_counter() - begun, time.thread_time() - ran
+                    taken.append(Step(seconds, heard.take(), *engine.take(), running_s))
+                    if len(taken) > steps:
+                        raise _EnoughError
+                    status.update(f"{job.name}: step {len(taken)} of {steps}")
+                    begun, ran = time.perf_counter(), time.thread_time()
+
+                status.update(f"{job.name}: a step to warm up")
+                with suppress(_EnoughError):
+                    train(built, shop.bench(engine, limit), shop.counter, config.cooldown, on_step)
+        status.update("measuring the machine's matrix products")
+        peak = max(peak, matrix_product_rate(model))
+    with _threads(cores()):
+        faster = matrix_product_rate(model) / peak if config.threads < cores() else 1.0
+    counted = taken[1:]
+    work = _work(counted)
+    sequences = full_batch(built) * steps
+    setup = Setup(
+        batch=full_batch(built),
+        update_tokens=work.get("forward", Work()).tokens / steps,
+        response=work.get("loss", Work()).tokens / sequences,
+        max_response=config.max_response,
+        check=work.get("judge, decode", Work()).tokens / sequences,
+        max_check=config.judge.max_check,
+        on_policy=not {"prefill", "generate"}.isdisjoint(work),
+        threads=config.threads,
+        cores=cores(),
+        all_cores=faster,
+        vocabulary=model.config.vocab_size,
+        rollouts_by=config.rollouts.by,
+        scoring_by=config.scoring.by,
+        scoring_top=config.scoring.top,
+        options=tuple(type(built.config).model_fields),
+    )
+    about = {
+        "tier": config.tier,
+        "config_hash": config.digest,
+        "options": built.config.model_dump(mode="json"),
+        "models": {
+            "student": str(config.students[job.start]),
+            "teacher": config.teacher,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "device": str(model.device),
+        },
+        "machine": {"system": platform.system(), "processor": _processor(), "cores": cores()},
+        "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
+    }
+    wall = [step.seconds for step in counted]
+    running = sum(step.running_s for step in counted) / sum(wall)
+    return Profile(job.name, table(taken[0], counted), wall, peak, running, setup, about)
+
+
+class _EnoughError(Exception):
+    """Ends the training loop."""
+
+
+def _chosen(config: Config, method: str | None) -> tuple[Job, arm.Workshop]:
+    """The first arm of the method, and all it shares with others."""
+    options = config.methods if method is None else {method: config.methods.get(method, {})}
+    planned = jobs(config.model_copy(update={"methods": options, "contrasts": {}}))
+    arms = [job for job in planned if job.method and job.seed == config.first_seed]
+    shop = arm.workshop(config.model_dump_json())
+    return next((job for job in arms if method or _samples(job, shop)), arms[0]), shop
+
+
+def _samples(job: Job, shop: arm.Workshop) -> bool:
+    """Whether a step samples from the student."""
+    with compare.step_errors(job):
+        method = job.build()
+        return "student_sample" in worst_case(method, full_batch(method), shop.counter).by_kind()
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Watched:
+    """An engine, and the work that goes through it by part."""
+
+    def __init__(self, engine: TorchEngine, config: Config, teacher: PreTrainedModel) -> None:
+        self._engine, self._config = engine, config
+        self._student, self._teacher = _Cost.of(engine.student), _Cost.of(teacher)
+        self._work: dict[str, Work] = {}
+        self._text_s = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def take(self) -> tuple[dict[str, Work], float]:
+        """The work by part, and the seconds charged for teacher text, since this was last asked."""
+        taken = self._work, self._text_s
+        self._work, self._text_s = {}, 0.0
+        return taken
+
+    def teacher_text(self, rows: Sequence[int]) -> tuple[Sequences, float]:
+        texts, seconds = self._engine.teacher_text(rows)
+        self._text_s += seconds
+        self._add(TEXT, texts.response_tokens, sum(flops for _, flops in self._teacher.sampled(texts).values()))
+        return texts, seconds
+
+    def sample(self, prompts: Prompts, group: int) -> Sequences:
+        rollouts = self._engine.sample(prompts, group)
+        found = self._student.sampled(rollouts)
+        if self._config.rollouts.by == "vllm":
+            self._add("generate", rollouts.response_tokens, sum(flops for _, flops in found.values()))
+        else:
+            for part, work in found.items():
+                self._add(part, *work)
+        return rollouts
+
+    def judge(self, sequences: Sequences) -> Judgement:
+        judgement = self._engine.judge(sequences)
+        for part, work in self._teacher.sampled(judgement.checks).items():
+            self._add(f"judge, {part}", *work)
+        return judgement
+
+    def update(self, sequences: Sequences, loss: Loss, *, teacher: bool, **options: Any) -> Updated:
+        length_B, tokens, responses = sequences.length_B, int(sequences.length_B.sum()), sequences.response_tokens
+        body, head = self._student.body, self._student.head
+        if teacher:
+            here = self._config.scoring.by == "model" or (self._config.scoring.by == "cache" and sequences.updates is not None)
+            needed = self._teacher.body.score(length_B) + self._teacher.head.forward(responses, 0)
+            self._add("teacher", tokens, needed if here else None)
+        self._add("forward", tokens, body.score(length_B))
+        self._add("loss", responses, head.forward(responses, 0) + head.backward(responses, 0))
+        self._add("backward", tokens, body.update(length_B) - body.score(length_B))
+        return self._engine.update(sequences, loss, teacher=teacher, **options)
+
+    def _add(self, part: str, tokens: int, flops: int | None) -> None:
+        self._work.setdefault(part, Work()).add(tokens, flops)
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """A model's FLOPs, its output head apart: that is applied where a distribution is needed, and not at every token."""
+
+    body: FlopCount
+    head: FlopCount
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> _Cost:
+        whole, head = flop_count(model.config), model.config.hidden_size * model.config.vocab_size
+        return cls(replace(whole, matmul_parameters=whole.matmul_parameters - head), FlopCount(head, 0))
+
+    def sampled(self, texts: Sequences) -> dict[str, tuple[int, int]]:
+        """Tokens and FLOPs of prefill and decoding; the last token of a text is not fed back."""
+        prompts, fed = int(texts.prompt_B.sum()), texts.response_tokens - len(texts)
+        prefill = self.body.score(texts.prompt_B)
+        decode = self.body.score(texts.length_B - 1) - prefill
+        return {"prefill": (prompts, prefill + self.head.forward(len(texts), 0)), "decode": (fed, decode + self.head.forward(fed, 0))}
+
+
+def table(warm: Step, steps: Sequence[Step]) -> list[Row]:
+    """The mean of ``steps``, a row for each of its parts and one, the last, for the harness: the rest of the wall time.
+
+    Teacher text is sampled in large chunks and kept, so a step's share of it is what is charged, in place of what was sampled in that step.
+    """
+    heard = _together([step.heard for step in steps])
+    ever = _together([warm.heard, *(step.heard for step in steps)])
+    sampled_s = sum(heard.pop(part).seconds for part in list(heard) if _group(part) == TEXT)
+    charged_s = sum(step.text_s for step in steps)
+    wall, count = sum(step.seconds for step in steps) - sampled_s + charged_s, len(steps)
+    work = _work(steps)
+    if TEXT in work:
+        own = [of for part, of in ever.items() if _group(part) == TEXT]
+        heard[TEXT] = Heard(count, charged_s)
+        ever[TEXT] = Heard(peak=max(of.peak for of in own), growth=max(of.growth for of in own))
+
+    def row(part: str, own: Heard) -> Row:
+        of = work.get(part)
+        tokens, flops = (of.tokens / count, of.flops and of.flops / count) if of else (None, None)
+        return Row(part, own.seconds / count, own.seconds / wall, own.calls / count, tokens, flops, ever[part].peak, ever[part].growth)
+
+    known = [f"{part}{within}" for part in PARTS for within in WITHIN]
+    rows = [row(part, heard[part]) for part in sorted(heard, key=lambda part: known.index(part) if part in known else len(known))]
+    rest = wall - sum(of.seconds for of in heard.values())
+    return [*rows, Row(HARNESS, rest / count, rest / wall, 1)]
+
+
+def _group(part: str) -> str:
+    """Whose part it is: "judge" of "judge, decode"."""
+    return part.split(", ")[0]
+
+
+def _work(steps: Sequence[Step]) -> dict[str, Work]:
+    found: dict[str, Work] = {}
+    for part, of in (item for step in steps for item in step.work.items()):
+        found.setdefault(part, Work()).add(of.tokens, of.flops)
+    return found
+
+
+def _together(heard: Sequence[dict[str, Heard]]) -> dict[str, Heard]:
+    found: dict[str, Heard] = {}
+    for part, of in (item for step in heard for item in step.items()):
+        old = found.get(part, Heard())
+        found[part] = Heard(old.calls + of.calls, old.seconds + of.seconds, max(old.peak, of.peak), max(old.growth, of.growth))
+    return found
+
+
+def bottleneck(rows: Sequence[Row], peak: float, setup: Setup) -> str:
+    """One sentence: the part that takes most of a step, and the setting that moves it. ``peak`` in FLOPs per second.
+
+    A part at BUSY of the peak or more is bound by its products, one below it by what surrounds them: memory, element-wise passes, calls. A
+    limit on lengths is named only where the mean is above half of it, threads only where all cores are FASTER at products.
+    """
+    seconds: dict[str, float] = {}
+    for row in rows:
+        seconds[_group(row.part)] = seconds.get(_group(row.part), 0.0) + row.seconds
+    part = max(seconds, key=lambda name: seconds[name])
+    flops, total = sum(row.flops or 0 for row in rows if _group(row.part) == part), sum(seconds.values())
+    reached = flops / seconds[part] / peak
+    at = f" at {_percent(reached)} of the peak" if flops else ""
+    return f"{part} takes {seconds[part] / total:.0%} of a step{at}: {_knob(part, reached >= BUSY, setup)}"
+
+
+def _knob(part: str, busy: bool, setup: Setup) -> str:
+    """Why, and what to do, for the part that takes most of a step."""
+    batch = f"raise the method's batch, now {setup.batch}"
+    threads = f"raise threads, now {setup.threads} on {setup.cores} cores" if setup.all_cores >= FASTER else ""
+    student, teacher = (threads or f"take a smaller model ({role}) or a faster machine" for role in ("students", "teacher"))
+    length = f"lower max_response, now {setup.max_response}" if setup.response > setup.max_response / 2 else ""
+    match part:
+        case "weight sync":
+            return f"the weights are handed to the sampler once, however many rollouts follow; {batch}"
+        case "optimiser":
+            return f"it goes over all weights once, however many sequences a step has; {batch}"
+        case "harness":
+            return f"it is about the same for a step of any size; {batch}"
+        case "prefill":
+            return f"prompts are long for what is written after them; choose tasks with shorter prompts, or {student}"
+        case "decode" | "generate" if not busy and setup.batch < ROWS:
+            return f"at most {setup.batch} rows share a pass over the weights, where {ROWS} may; {batch}"
+        case "decode" if not busy and setup.rollouts_by == "model":
+            return f"{ROWS} rows share a pass over the weights, the most that our sampler takes; set rollouts.by: vllm"
+        case "decode" | "generate":
+            return f"every token is a pass through the student; {length or student}"
+        case "teacher text":
+            again = "raise the method's epochs, each of which takes the same text again" if "epochs" in setup.options else ""
+            return f"the teacher writes every text; {again or length or teacher}"
+        case "judge" if setup.check > setup.max_check / 2:
+            return f"it writes {setup.check:.0f} tokens on a response; lower judge.max_check, now {setup.max_check}"
+        case "judge" if not busy and setup.batch < ROWS:
+            return f"at most {setup.batch} of its checks are decoded together, where {ROWS} may be; {batch}"
+        case "judge":
+            return f"it reads every response and writes {setup.check:.0f} tokens on it; {teacher}"
+        case "teacher" if setup.scoring_by == "server":
+            return f"the server is waited for; give it a faster machine or lower scoring.top, now {setup.scoring_top}"
+        case "teacher" if not setup.on_policy and setup.scoring_by == "model":
+            return "the teacher's own text is scored anew at every pass; set scoring.by: cache"
+        case "teacher":
+            return f"it scores every token of a step; {threads or 'have another machine do it, scoring.by: server'}"
+        case "forward" | "backward" if not busy and setup.update_tokens < FEW:
+            return f"a step has {setup.update_tokens:.0f} tokens, and products of fewer than {FEW} are small; {batch}"
+        case "forward" | "backward":
+            return f"every token of a step passes the student; {student}"
+        case "loss":
+            return f"head and loss go over {setup.vocabulary} tokens at every position; {threads or length or 'take a faster machine'}"
+    return f"it is none of the parts known here; {student}"
+
+
+def matrix_product_rate(model: PreTrainedModel) -> float:
+    """FLOPs per second of a large matrix product in the model's precision, on its device and the threads in use: the best of many."""
+    side = PEAK_SIDE.get(model.device.type, PEAK_SIDE["cuda"])
+    one, two = torch.randn(2, side, side, device=model.device, dtype=model.dtype)
+    out, best, begun = torch.empty_like(one), float("inf"), time.perf_counter()
+    while best == float("inf") or time.perf_counter() - begun < PEAK_S:
+        start = time.perf_counter()
+        torch.mm(one, two, out=out)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best
+
+
+def cores() -> int:
+    """Those this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processor() -> str:
+    """What the processor calls itself, where the system says so."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+def show(found: Profile, console: Console) -> None:
+    """Print the table, what does not occur, and the sentence."""
+    setup, machine, models, versions = found.setup, *(found.about[key] for key in ("machine", "models", "versions"))
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False)
+
+    say(f"{found.method}: {models['student']} learns from {models['teacher']}, {models['dtype']}")
+    say(f"{machine['processor']}, {setup.threads} of {setup.cores} cores, torch {versions['torch']}")
+    say(f"matrix products reach {found.peak_flops_per_s / 1e9:.3g} GFLOP/s")
+    counted, fastest, slowest = len(found.seconds), min(found.seconds), max(found.seconds)
+    say(f"{found.step_s:.3g} s per step of {setup.batch} sequences ({counted} steps, {fastest:.3g} to {slowest:.3g} s)")
+    view = Table(box=box.SIMPLE_HEAD)
+    view.add_column("part")
+    for heading in ("s/step", "share", "calls", "tokens", "tokens/s", "GFLOP", "GFLOP/s", "of peak", "peak MiB", "growth MiB"):
+        view.add_column(heading, justify="right")
+    for row in found.rows:
+        rate = row.flops_per_s
+        view.add_row(
+            row.part,
+            f"{row.seconds:.4f}",
+            f"{row.share:.1%}",
+            f"{row.calls:.4g}",
+            *(_figure(value) for value in (row.tokens, row.tokens_per_s)),
+            *(_figure(value and value / 1e9) for value in (row.flops, rate)),
+            "" if not rate else _percent(rate / found.peak_flops_per_s),
+            *("" if value is None else f"{value / 2**20:.0f}" for value in (row.peak_bytes, row.growth_bytes)),
+        )
+    console.print(view)
+    if found.absent:
+        say(f"Not in these steps: {', '.join(found.absent)}.")
+    if found.running < RUNNING and setup.threads == 1:
+        say(f"The program had a core {found.running:.0%} of the time only: close others, or read shares and not seconds.")
+    sentence = bottleneck(found.rows, found.peak_flops_per_s, setup)
+    say(f"{sentence[0].upper()}{sentence[1:]}.")
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.1 else f"{share:.1%}"
+
+
+def _figure(value: float | None) -> str:
+    """Three digits; nothing for nothing."""
+    if not value:
+        return ""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
