@@ -28,13 +28,13 @@ from transformers import PreTrainedModel
 
 from opd_bench import arm, backends, clock, compare
 from opd_bench.bench import Judgement, Updated
+from opd_bench.bottleneck import Row, Setup, bottleneck, group, percent
 from opd_bench.clock import Heard
 from opd_bench.config import Config
 from opd_bench.engine import TorchEngine
 from opd_bench.flops import FlopCount, flop_count
 from opd_bench.losses import Loss
 from opd_bench.plan import Job, jobs
-from opd_bench.rollouts import ROWS
 from opd_bench.sequences import Prompts, Sequences
 from opd_bench.trace import full_batch, worst_case
 from opd_bench.train import Progress, train
@@ -46,9 +46,7 @@ TEXT, HARNESS = "teacher text", "harness"
 # Rows of the table, and what every step might have.
 PARTS = ("weight sync", "prefill", "decode", "generate", TEXT, "judge", "teacher", "forward", "loss", "backward", "optimiser", HARNESS)
 WITHIN = ("", ", weight sync", ", prefill", ", decode")
-BUSY = 0.5  # of the peak: the products themselves take the time
-FEW = 512  # tokens at once, below which products are small for what surrounds them
-FASTER = 1.2  # times as fast matrix products on all cores: more threads are worth a try
+
 RUNNING = 0.9  # of the time; a thread that runs less waits for others' programs
 
 
@@ -76,52 +74,6 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Row:
-    """A part of the mean step. Seconds exclude those of other parts.
-
-    Bytes are the most there were, and the most that came on top of a call's start, the warm-up step's included: what it takes is often kept.
-    """
-
-    part: str
-    seconds: float
-    share: float
-    calls: float
-    tokens: float | None = None
-    flops: float | None = None
-    peak_bytes: int | None = None
-    growth_bytes: int | None = None
-
-    @property
-    def tokens_per_s(self) -> float | None:
-        return self.tokens / self.seconds if self.tokens and self.seconds else None
-
-    @property
-    def flops_per_s(self) -> float | None:
-        return self.flops / self.seconds if self.flops and self.seconds else None
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What the sentence on the bottleneck goes by: the settings that could be moved, and what a step was like. Lengths are means in tokens."""
-
-    batch: int  # sequences of a step
-    update_tokens: float  # of a step, prompts included
-    response: float
-    max_response: int
-    check: float  # what the judge wrote on a response
-    max_check: int
-    on_policy: bool
-    threads: int
-    cores: int
-    all_cores: float  # times as fast a matrix product on all cores as on the threads
-    vocabulary: int
-    rollouts_by: str
-    scoring_by: str
-    scoring_top: int
-    options: tuple[str, ...]  # of the method
-
-
-@dataclass(frozen=True)
 class Profile:
     method: str
     rows: list[Row]
@@ -138,7 +90,7 @@ class Profile:
     @property
     def absent(self) -> list[str]:
         """Parts that these steps don't have; "generate" is vLLM's prefill and decode in one."""
-        here = {_group(row.part) for row in self.rows}
+        here = {group(row.part) for row in self.rows}
         other = {"prefill", "decode"} if "generate" in here else {"generate"}
         return [part for part in PARTS if part not in here | other]
 
@@ -174,8 +126,9 @@ def profile(config: Config, method: str | None, steps: int, console: Console) ->
         limit = float("inf")  # no budget cuts a step short
         with compare.step_errors(job):
             worst_case(built, full_batch(built), shop.counter)
-        backends.check_sampler(config)
-        backends.check_teacher(config, shop.pair, [ids for _, ids in shop.encoded], shop.longest)
+        prompts = [ids for _, ids in shop.encoded]
+        backends.check_sampler(config, shop.pair, prompts, shop.longest, workers=1)
+        backends.check_teacher(config, shop.pair, prompts, shop.longest)
         model = shop.pair.student
         status.update("measuring the machine's matrix products")
         peak = matrix_product_rate(model)
@@ -189,7 +142,8 @@ def profile(config: Config, method: str | None, steps: int, console: Console) ->
                 def on_step(progress: Progress) -> None:
                     nonlocal begun, ran
                     seconds, running_s = time.perf_counter() - begun, time.thread_time() - ran
-                    taken.append(Step(seconds, heard.take(), *engine.take(), running_s))
+                    work, text_s = engine.take()
+                    taken.append(Step(seconds, heard.take(), work, text_s, running_s))
                     if len(taken) > steps:
                         raise _EnoughError
                     status.update(f"{job.name}: step {len(taken)} of {steps}")
@@ -353,12 +307,12 @@ def table(warm: Step, steps: Sequence[Step]) -> list[Row]:
     """
     heard = _together([step.heard for step in steps])
     ever = _together([warm.heard, *(step.heard for step in steps)])
-    sampled_s = sum(heard.pop(part).seconds for part in list(heard) if _group(part) == TEXT)
+    sampled_s = sum(heard.pop(part).seconds for part in list(heard) if group(part) == TEXT)
     charged_s = sum(step.text_s for step in steps)
     wall, count = sum(step.seconds for step in steps) - sampled_s + charged_s, len(steps)
     work = _work(steps)
     if TEXT in work:
-        own = [of for part, of in ever.items() if _group(part) == TEXT]
+        own = [of for part, of in ever.items() if group(part) == TEXT]
         heard[TEXT] = Heard(count, charged_s)
         ever[TEXT] = Heard(peak=max(of.peak for of in own), growth=max(of.growth for of in own))
 
@@ -371,11 +325,6 @@ def table(warm: Step, steps: Sequence[Step]) -> list[Row]:
     rows = [row(part, heard[part]) for part in sorted(heard, key=lambda part: known.index(part) if part in known else len(known))]
     rest = wall - sum(of.seconds for of in heard.values())
     return [*rows, Row(HARNESS, rest / count, rest / wall, 1)]
-
-
-def _group(part: str) -> str:
-    """Whose part it is: "judge" of "judge, decode"."""
-    return part.split(", ")[0]
 
 
 def _work(steps: Sequence[Step]) -> dict[str, Work]:
@@ -391,67 +340,6 @@ def _together(heard: Sequence[dict[str, Heard]]) -> dict[str, Heard]:
         old = found.get(part, Heard())
         found[part] = Heard(old.calls + of.calls, old.seconds + of.seconds, max(old.peak, of.peak), max(old.growth, of.growth))
     return found
-
-
-def bottleneck(rows: Sequence[Row], peak: float, setup: Setup) -> str:
-    """One sentence: the part that takes most of a step, and the setting that moves it. ``peak`` in FLOPs per second.
-
-    A part at BUSY of the peak or more is bound by its products, one below it by what surrounds them: memory, element-wise passes, calls. A
-    limit on lengths is named only where the mean is above half of it, threads only where all cores are FASTER at products.
-    """
-    seconds: dict[str, float] = {}
-    for row in rows:
-        seconds[_group(row.part)] = seconds.get(_group(row.part), 0.0) + row.seconds
-    part = max(seconds, key=lambda name: seconds[name])
-    flops, total = sum(row.flops or 0 for row in rows if _group(row.part) == part), sum(seconds.values())
-    reached = flops / seconds[part] / peak
-    at = f" at {_percent(reached)} of the peak" if flops else ""
-    return f"{part} takes {seconds[part] / total:.0%} of a step{at}: {_knob(part, reached >= BUSY, setup)}"
-
-
-def _knob(part: str, busy: bool, setup: Setup) -> str:
-    """Why, and what to do, for the part that takes most of a step."""
-    batch = f"raise the method's batch, now {setup.batch}"
-    threads = f"raise threads, now {setup.threads} on {setup.cores} cores" if setup.all_cores >= FASTER else ""
-    student, teacher = (threads or f"take a smaller model ({role}) or a faster machine" for role in ("students", "teacher"))
-    length = f"lower max_response, now {setup.max_response}" if setup.response > setup.max_response / 2 else ""
-    match part:
-        case "weight sync":
-            return f"the weights are handed to the sampler once, however many rollouts follow; {batch}"
-        case "optimiser":
-            return f"it goes over all weights once, however many sequences a step has; {batch}"
-        case "harness":
-            return f"it is about the same for a step of any size; {batch}"
-        case "prefill":
-            return f"prompts are long for what is written after them; choose tasks with shorter prompts, or {student}"
-        case "decode" | "generate" if not busy and setup.batch < ROWS:
-            return f"at most {setup.batch} rows share a pass over the weights, where {ROWS} may; {batch}"
-        case "decode" if not busy and setup.rollouts_by == "model":
-            return f"{ROWS} rows share a pass over the weights, the most that our sampler takes; set rollouts.by: vllm"
-        case "decode" | "generate":
-            return f"every token is a pass through the student; {length or student}"
-        case "teacher text":
-            again = "raise the method's epochs, each of which takes the same text again" if "epochs" in setup.options else ""
-            return f"the teacher writes every text; {again or length or teacher}"
-        case "judge" if setup.check > setup.max_check / 2:
-            return f"it writes {setup.check:.0f} tokens on a response; lower judge.max_check, now {setup.max_check}"
-        case "judge" if not busy and setup.batch < ROWS:
-            return f"at most {setup.batch} of its checks are decoded together, where {ROWS} may be; {batch}"
-        case "judge":
-            return f"it reads every response and writes {setup.check:.0f} tokens on it; {teacher}"
-        case "teacher" if setup.scoring_by == "server":
-            return f"the server is waited for; give it a faster machine or lower scoring.top, now {setup.scoring_top}"
-        case "teacher" if not setup.on_policy and setup.scoring_by == "model":
-            return "the teacher's own text is scored anew at every pass; set scoring.by: cache"
-        case "teacher":
-            return f"it scores every token of a step; {threads or 'have another machine do it, scoring.by: server'}"
-        case "forward" | "backward" if not busy and setup.update_tokens < FEW:
-            return f"a step has {setup.update_tokens:.0f} tokens, and products of fewer than {FEW} are small; {batch}"
-        case "forward" | "backward":
-            return f"every token of a step passes the student; {student}"
-        case "loss":
-            return f"head and loss go over {setup.vocabulary} tokens at every position; {threads or length or 'take a faster machine'}"
-    return f"it is none of the parts known here; {student}"
 
 
 def matrix_product_rate(model: PreTrainedModel) -> float:
@@ -507,7 +395,7 @@ def show(found: Profile, console: Console) -> None:
             f"{row.calls:.4g}",
             *(_figure(value) for value in (row.tokens, row.tokens_per_s)),
             *(_figure(value and value / 1e9) for value in (row.flops, rate)),
-            "" if not rate else _percent(rate / found.peak_flops_per_s),
+            "" if not rate else percent(rate / found.peak_flops_per_s),
             *("" if value is None else f"{value / 2**20:.0f}" for value in (row.peak_bytes, row.growth_bytes)),
         )
     console.print(view)
@@ -517,10 +405,6 @@ def show(found: Profile, console: Console) -> None:
         say(f"The program had a core {found.running:.0%} of the time only: close others, or read shares and not seconds.")
     sentence = bottleneck(found.rows, found.peak_flops_per_s, setup)
     say(f"{sentence[0].upper()}{sentence[1:]}.")
-
-
-def _percent(share: float) -> str:
-    return f"{share:.0%}" if share >= 0.1 else f"{share:.1%}"
 
 
 def _figure(value: float | None) -> str:

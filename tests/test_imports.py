@@ -55,6 +55,7 @@ ORDER = (
         "page",
         "audit",
         "dry_run",
+        "bottleneck",
         "profile",
         "embedded",
         "ledger_file",
