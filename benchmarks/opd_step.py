@@ -5,7 +5,7 @@
     python benchmarks/opd_step.py models/smollm2
 
 The model is student and teacher. Sixteen prompts, exactly 64 new tokens each, reverse KL at temperature 1, bfloat16 weights, AdamW, no
-gradient checkpointing. A figure is the mean of the steps after the first.
+gradient checkpointing on TRL's side; ours computes its layers again, for less memory. A figure is the mean of the steps after the first.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from opd_bench.scoring import ModelTeacher
 from opd_bench.sequences import Prompts
 
 BATCH, NEW, STEPS, LR = 16, 64, 4, 1e-6
-MICRO = 256  # tokens that are trained on at once; less takes less memory and more time
 TEXTS = [f"Question: I have {a} apples and get {b} more. How many apples have I now? Explain in one sentence.\nAnswer:" for a, b in
          [(3 + 7 * row, 5 + 3 * row) for row in range(BATCH)]]  # fmt: skip
 
@@ -50,7 +49,8 @@ def ours() -> float:
         judge_model=None,  # pyright: ignore[reportArgumentType]
         lr=LR,
         seed=0,
-        micro_tokens=MICRO,
+        micro_tokens=2048,
+        gradient_checkpointing=True,
     )
     times = []
     for _ in range(STEPS):

@@ -93,6 +93,7 @@ class Workshop:
             judge_model=self.judge,
             lr=lr,
             seed=job.seed,
+            gradient_checkpointing=self.config.gradient_checkpointing,
         )
 
     def bench(self, engine: TorchEngine, limit: float) -> Bench:

@@ -137,6 +137,7 @@ class Config(_Part):
     first_seed: int = Field(0, ge=0, description="tuning takes seeds that no leaderboard has")
     budget: Budget
     threads: int = Field(1, ge=1, description="CPU threads of an arm; another number may change the last bits of a result")
+    gradient_checkpointing: bool = Field(False, description="less memory for a second forward pass, which no budget is charged for")
     cooldown: float = Field(0.3, ge=0, le=1, description="last share of the budget over which the learning rate falls to 0")
     max_response: int = Field(ge=1, description="tokens of a rollout")
     rollouts: Rollouts = Rollouts()  # pyright: ignore[reportCallIssue]

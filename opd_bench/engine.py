@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -20,6 +21,7 @@ from transformers import PreTrainedModel
 from opd_bench import clock
 from opd_bench.behind import Behind
 from opd_bench.bench import Judgement, Updated
+from opd_bench.checkpointing import checkpointed
 from opd_bench.errors import RunError
 from opd_bench.judge import Judge
 from opd_bench.losses import Loss, Tokens
@@ -46,6 +48,7 @@ class TorchEngine:
     lr: float
     seed: int
     micro_tokens: int = 8192
+    gradient_checkpointing: bool = False
     sampler: Sampler = sample
     updates: int = 0
     following: int = 0  # row of the stream where the next prompts are expected
@@ -101,7 +104,7 @@ class TorchEngine:
             with clock.part("teacher", when=teacher):
                 scores = self.teacher(part) if teacher else None
             teacher_s += time.perf_counter() - begun
-            with clock.part("forward"):
+            with clock.part("forward"), checkpointed(self.student) if self.gradient_checkpointing else nullcontext():
                 hidden_ND, mask_BT, head = response_hidden(self.student, part), part.response_BT, output_head(self.student)
             device = hidden_ND.device
             ids_N, sampled_N = part.ids_BT[mask_BT].to(device), part.logprob_BT[mask_BT].to(device)

@@ -23,6 +23,7 @@ MODULES = (
         "backends",
         "behind",
         "bench",
+        "checkpointing",
         "continuations",
         "decoder",
         "engine",

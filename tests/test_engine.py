@@ -109,6 +109,23 @@ def test_a_loss_sees_a_few_positions_at_a_time_and_each_once(engine):
     assert sorted(token for tokens in seen for token in tokens) == sorted(batch.ids_BT[batch.response_BT].tolist())
 
 
+def test_checkpointing_computes_layers_again_and_changes_nothing(engine):
+    calls = []
+    for layer in engine.student.base_model.layers:
+        layer.mlp.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+        layer.self_attn.attention_dropout = 0.5  # must stay off
+    start, found = copy.deepcopy(engine.student.state_dict()), {}
+    for checkpointing in (False, True):
+        engine.student.load_state_dict(start)
+        engine.gradient_checkpointing, before = checkpointing, len(calls)
+        done = engine.update(sequences(*ROWS), reverse_kl, teacher=True, weights_B=None, lr_scale=1.0)
+        found[checkpointing] = done.loss, torch.cat([part.flatten() for part in engine.gradient]), len(calls) - before
+    assert found[True][0] == found[False][0]
+    assert torch.equal(found[True][1], found[False][1])
+    assert found[True][2] == 2 * found[False][2]
+    assert not any(module.training for module in engine.student.modules())
+
+
 def test_what_a_chunk_gives_back_does_not_keep_its_logits(engine):
     hidden_MD, head = torch.ones(3, engine.student.config.hidden_size), engine.student.get_output_embeddings()
     tokens = Tokens(torch.tensor([3, 4, 5]), None, torch.ones(3))

@@ -32,6 +32,7 @@ ORDER = (
         "behind",
         "mismatch",
         "judge",
+        "checkpointing",
         "engine",
         "measure",
         "prompts",
@@ -78,6 +79,7 @@ READERS = {
 WORKERS = {
     "behind",
     "bench",
+    "checkpointing",
     "decoder",
     "engine",
     "mismatch",
