@@ -6,7 +6,7 @@
     clock.take()["decode"].seconds
 
 Parts may lie within each other: every moment belongs to the innermost. Nobody listens by default, and a mark then costs one look at a
-variable; so mark stretches of work, never single tokens. One thread marks.
+variable; so mark stretches of work, never single tokens. Only the thread that listens is heard.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ _listener: Clock | None = None
 
 def part(name: str, *, when: bool = True, owner: bool = False) -> AbstractContextManager[None]:
     """What runs in the block is the part ``name``. The parts within an ``owner`` are its own: "judge, decode". ``when`` False: no part."""
-    return _UNHEARD if _listener is None or not when else _listener.part(name, owner)
+    if _listener is None or not when or threading.get_ident() != _listener.thread:
+        return _UNHEARD
+    return _listener.part(name, owner)
 
 
 @dataclass
@@ -60,6 +62,7 @@ class Clock:
         self._owners: list[str] = []
         self._heard: dict[str, Heard] = {}
         self._since = 0.0
+        self.thread = threading.get_ident()
 
     def take(self) -> dict[str, Heard]:
         """What was heard, by name of part, in order of first appearance; listening begins anew."""

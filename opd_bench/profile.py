@@ -251,8 +251,9 @@ class _Watched:
     def sample(self, prompts: Prompts, group: int) -> Sequences:
         rollouts = self._engine.sample(prompts, group)
         found = self._student.sampled(rollouts)
-        if self._config.rollouts.by == "vllm":
-            self._add("generate", rollouts.response_tokens, sum(flops for _, flops in found.values()))
+        if self._config.rollouts.by != "model":
+            here = self._config.rollouts.by == "vllm"
+            self._add("generate", rollouts.response_tokens, sum(flops for _, flops in found.values()) if here else None)
         else:
             for part, work in found.items():
                 self._add(part, *work)

@@ -59,11 +59,10 @@ def sample(
     A response ends with EOS or is cut, without EOS, after ``max_response`` tokens. With a ``dtype`` that is not the model's, a copy of it
     writes, which is faster where the processor multiplies such numbers faster.
     """
-    model = model if dtype in (None, model.dtype) else converted(model, dtype)
     ids = prompts.repeat(group).ids
     answers = _Answers(len(ids), max_response, eos)  # made here: what is made in inference mode cannot be trained on
     with clock.part("decode"):  # all but what is another part
-        _write(model, ids, answers, generator, temperature)
+        _write(model, ids, answers, generator, temperature, dtype or model.dtype)
         return answers.after(ids, group)
 
 
@@ -74,14 +73,21 @@ def converted(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 
 @torch.inference_mode()
-def _write(model: PreTrainedModel, ids: list[list[int]], answers: _Answers, generator: torch.Generator | None, temperature: float) -> None:
+def _write(
+    model: PreTrainedModel,
+    ids: list[list[int]],
+    answers: _Answers,
+    generator: torch.Generator | None,
+    temperature: float,
+    dtype: torch.dtype,
+) -> None:
     """Answer every prompt."""
     device, eos, max_response = model.device, answers.eos, answers.ids_BT.shape[1]
     waiting = deque(sorted(range(len(ids)), key=lambda row: -len(ids[row])))  # long prompts first: they tend to have long answers
     capacity = max(map(len, ids)) + max_response
     owners: list[int | None] = [None] * min(ROWS, len(ids))  # the row whose sequence is in a slot
     with clock.part("weight sync"):
-        decoder = decoder_of(model, len(owners), capacity)
+        decoder = decoder_of(model if dtype == model.dtype else converted(model, dtype), len(owners), capacity)
     token_R, position_R = torch.zeros(2, len(owners), dtype=torch.long, device=device)
     while waiting or any(row is not None for row in owners):
         free = [slot for slot, row in enumerate(owners) if row is None]
