@@ -27,6 +27,7 @@ class Row:
     flops: float | None = None
     peak_bytes: int | None = None
     growth_bytes: int | None = None
+    peak_flops_per_s: float | None = None  # of a large matrix product in the part's precision
 
     @property
     def tokens_per_s(self) -> float | None:
@@ -35,6 +36,10 @@ class Row:
     @property
     def flops_per_s(self) -> float | None:
         return self.flops / self.seconds if self.flops and self.seconds else None
+
+    @property
+    def share_of_peak(self) -> float | None:
+        return self.flops_per_s / self.peak_flops_per_s if self.flops_per_s and self.peak_flops_per_s else None
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ class Setup:
     threads: int
     cores: int
     all_cores: float  # times as fast a matrix product on all cores as on the threads
+    bfloat16: float  # times as fast a matrix product in it as in the precision that writes rollouts
+    checkpointing: bool
     vocabulary: int
     rollouts_by: str
     scoring_by: str
@@ -58,19 +65,19 @@ class Setup:
     options: tuple[str, ...]  # of the method
 
 
-def bottleneck(rows: Sequence[Row], peak: float, setup: Setup) -> str:
-    """One sentence: the part that takes most of a step, and the setting that moves it. ``peak`` in FLOPs per second.
+def bottleneck(rows: Sequence[Row], setup: Setup) -> str:
+    """One sentence: the part that takes most of a step, and the setting that moves it.
 
     A part at BUSY of the peak or more is bound by its products, one below it by what surrounds them: memory, element-wise passes, calls. A
-    limit on lengths is named only where the mean is above half of it, threads only where all cores are FASTER at products.
+    limit on lengths is named only where the mean is above half of it, threads or bfloat16 only where products are FASTER by them.
     """
     seconds: dict[str, float] = {}
     for row in rows:
         seconds[group(row.part)] = seconds.get(group(row.part), 0.0) + row.seconds
     part = max(seconds, key=lambda name: seconds[name])
-    flops, total = sum(row.flops or 0 for row in rows if group(row.part) == part), sum(seconds.values())
-    reached = flops / seconds[part] / peak
-    at = f" at {percent(reached)} of the peak" if flops else ""
+    total = sum(seconds.values())
+    reached = sum(row.share_of_peak * row.seconds for row in rows if group(row.part) == part and row.share_of_peak) / seconds[part]
+    at = f" at {percent(reached)} of the peak" if reached else ""
     return f"{part} takes {seconds[part] / total:.0%} of a step{at}: {_knob(part, reached >= BUSY, setup)}"
 
 
@@ -87,10 +94,12 @@ def _knob(part: str, busy: bool, setup: Setup) -> str:
             return f"it goes over all weights once, however many sequences a step has; {batch}"
         case "harness":
             return f"it is about the same for a step of any size; {batch}"
-        case "prefill":
-            return f"prompts are long for what is written after them; choose tasks with shorter prompts, or {student}"
         case "decode" | "generate" if not busy and setup.batch < ROWS:
             return f"at most {setup.batch} rows share a pass over the weights, where {ROWS} may; {batch}"
+        case "prefill" | "decode" | "generate" if setup.bfloat16 >= FASTER and setup.rollouts_by != "server":
+            return f"products in bfloat16 are {setup.bfloat16:.1f} times as fast here; set rollouts.dtype: bfloat16"
+        case "prefill":
+            return f"prompts are long for what is written after them; choose tasks with shorter prompts, or {student}"
         case "decode" if not busy and setup.rollouts_by == "model":
             return f"{ROWS} rows share a pass over the weights, the most that our sampler takes; set rollouts.by: vllm"
         case "decode" | "generate":
@@ -110,6 +119,8 @@ def _knob(part: str, busy: bool, setup: Setup) -> str:
             return "the teacher's own text is scored anew at every pass; set scoring.by: cache"
         case "teacher":
             return f"it scores every token of a step; {threads or 'have another machine do it, scoring.by: server'}"
+        case "backward" if setup.checkpointing:
+            return "it computes every layer again; leave out gradient_checkpointing where memory allows"
         case "forward" | "backward" if not busy and setup.update_tokens < FEW:
             return f"a step has {setup.update_tokens:.0f} tokens, and products of fewer than {FEW} are small; {batch}"
         case "forward" | "backward":

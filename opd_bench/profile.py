@@ -3,7 +3,7 @@
 The steps are those of an arm: its engine, bench and training loop, on its number of threads, with nothing else beside it. FLOPs are the
 analytic ones (`flops.py`) of what a part has to compute: no padding, the output head where a distribution is needed.
 
-A part's share of the peak is its FLOPs per second over those of a large matrix product in the models' precision on as many threads.
+A part's share of the peak is its FLOPs per second over those of a large matrix product in its precision on as many threads.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ TEXT, HARNESS = "teacher text", "harness"
 # Rows of the table, and what every step might have.
 PARTS = ("weight sync", "prefill", "decode", "generate", TEXT, "judge", "teacher", "forward", "loss", "backward", "optimiser", HARNESS)
 WITHIN = ("", ", weight sync", ", prefill", ", decode")
-
+WRITING = {"prefill", "decode", "generate"}  # of rollouts, which may be in another precision
 RUNNING = 0.9  # of the time; a thread that runs less waits for others' programs
 
 
@@ -78,7 +78,7 @@ class Profile:
     method: str
     rows: list[Row]
     seconds: list[float]  # of each step counted
-    peak_flops_per_s: float
+    peak_flops_per_s: float  # in the models' precision
     running: float  # share of the time
     setup: Setup
     about: dict[str, Any] = field(default_factory=dict)
@@ -96,9 +96,8 @@ class Profile:
 
     def to_json(self) -> dict[str, Any]:
         def described(row: Row) -> dict[str, Any]:
-            rate = row.flops_per_s
-            share = {"share_of_peak": rate and rate / self.peak_flops_per_s}
-            return {**asdict(row), "tokens_per_s": row.tokens_per_s, "flops_per_s": rate, **share}
+            rates = {"tokens_per_s": row.tokens_per_s, "flops_per_s": row.flops_per_s, "share_of_peak": row.share_of_peak}
+            return {**asdict(row), **rates}
 
         return {
             "schema": "opd-bench/profile/1",
@@ -111,7 +110,7 @@ class Profile:
             "running": self.running,
             "parts": list(map(described, self.rows)),
             "absent": self.absent,
-            "bottleneck": bottleneck(self.rows, self.peak_flops_per_s, self.setup),
+            "bottleneck": bottleneck(self.rows, self.setup),
         }
 
 
@@ -130,8 +129,10 @@ def profile(config: Config, method: str | None, steps: int, console: Console) ->
         backends.check_sampler(config, shop.pair, prompts, shop.longest, workers=1)
         backends.check_teacher(config, shop.pair, prompts, shop.longest)
         model = shop.pair.student
+        writes = model.dtype if config.rollouts.by == "server" else getattr(torch, config.rollouts.dtype)
+        dtypes = {model.dtype, writes, torch.bfloat16}
         status.update("measuring the machine's matrix products")
-        peak = matrix_product_rate(model)
+        peaks = {dtype: matrix_product_rate(model.device, dtype) for dtype in dtypes}
         with tempfile.TemporaryDirectory() as folder:
             student = copy.deepcopy(shop.pairs[job.start].student)
             engine: Any = _Watched(shop.engine(job, student, built.config.lr, Path(folder)), config, shop.pair.teacher)
@@ -153,9 +154,10 @@ def profile(config: Config, method: str | None, steps: int, console: Console) ->
                 with suppress(_EnoughError):
                     train(built, shop.bench(engine, limit), shop.counter, config.cooldown, on_step)
         status.update("measuring the machine's matrix products")
-        peak = max(peak, matrix_product_rate(model))
+        peaks = {dtype: max(peak, matrix_product_rate(model.device, dtype)) for dtype, peak in peaks.items()}
+    peak = peaks[model.dtype]
     with _threads(cores()):
-        faster = matrix_product_rate(model) / peak if config.threads < cores() else 1.0
+        faster = matrix_product_rate(model.device, model.dtype) / peak if config.threads < cores() else 1.0
     counted = taken[1:]
     work = _work(counted)
     sequences = full_batch(built) * steps
@@ -170,6 +172,8 @@ def profile(config: Config, method: str | None, steps: int, console: Console) ->
         threads=config.threads,
         cores=cores(),
         all_cores=faster,
+        bfloat16=peaks[torch.bfloat16] / peaks[writes],
+        checkpointing=config.gradient_checkpointing,
         vocabulary=model.config.vocab_size,
         rollouts_by=config.rollouts.by,
         scoring_by=config.scoring.by,
@@ -191,7 +195,7 @@ def profile(config: Config, method: str | None, steps: int, console: Console) ->
     }
     wall = [step.seconds for step in counted]
     running = sum(step.running_s for step in counted) / sum(wall)
-    return Profile(job.name, table(taken[0], counted), wall, peak, running, setup, about)
+    return Profile(job.name, table(taken[0], counted, peak, peaks[writes]), wall, peak, running, setup, about)
 
 
 class _EnoughError(Exception):
@@ -229,7 +233,7 @@ class _Watched:
 
     def __init__(self, engine: TorchEngine, config: Config, teacher: PreTrainedModel) -> None:
         self._engine, self._config = engine, config
-        self._student, self._teacher = _Cost.of(engine.student), _Cost.of(teacher)
+        self._student, self._teacher = _Cost.of(engine.student, config.gradient_checkpointing), _Cost.of(teacher)
         self._work: dict[str, Work] = {}
         self._text_s = 0.0
 
@@ -289,8 +293,8 @@ class _Cost:
     head: FlopCount
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> _Cost:
-        whole, head = flop_count(model.config), model.config.hidden_size * model.config.vocab_size
+    def of(cls, model: PreTrainedModel, checkpointing: bool = False) -> _Cost:
+        whole, head = flop_count(model.config, checkpointing=checkpointing), model.config.hidden_size * model.config.vocab_size
         return cls(replace(whole, matmul_parameters=whole.matmul_parameters - head), FlopCount(head, 0))
 
     def sampled(self, texts: Sequences) -> dict[str, tuple[int, int]]:
@@ -301,10 +305,11 @@ class _Cost:
         return {"prefill": (prompts, prefill + self.head.forward(len(texts), 0)), "decode": (fed, decode + self.head.forward(fed, 0))}
 
 
-def table(warm: Step, steps: Sequence[Step]) -> list[Row]:
+def table(warm: Step, steps: Sequence[Step], peak: float, writing: float) -> list[Row]:
     """The mean of ``steps``, a row for each of its parts and one, the last, for the harness: the rest of the wall time.
 
     Teacher text is sampled in large chunks and kept, so a step's share of it is what is charged, in place of what was sampled in that step.
+    ``peak`` and ``writing`` are FLOPs per second of large matrix products, in the models' precision and in that of the rollouts.
     """
     heard = _together([step.heard for step in steps])
     ever = _together([warm.heard, *(step.heard for step in steps)])
@@ -320,7 +325,9 @@ def table(warm: Step, steps: Sequence[Step]) -> list[Row]:
     def row(part: str, own: Heard) -> Row:
         of = work.get(part)
         tokens, flops = (of.tokens / count, of.flops and of.flops / count) if of else (None, None)
-        return Row(part, own.seconds / count, own.seconds / wall, own.calls / count, tokens, flops, ever[part].peak, ever[part].growth)
+        most = (writing if part in WRITING else peak) if flops else None
+        memory = ever[part].peak, ever[part].growth
+        return Row(part, own.seconds / count, own.seconds / wall, own.calls / count, tokens, flops, *memory, most)
 
     known = [f"{part}{within}" for part in PARTS for within in WITHIN]
     rows = [row(part, heard[part]) for part in sorted(heard, key=lambda part: known.index(part) if part in known else len(known))]
@@ -343,16 +350,16 @@ def _together(heard: Sequence[dict[str, Heard]]) -> dict[str, Heard]:
     return found
 
 
-def matrix_product_rate(model: PreTrainedModel) -> float:
-    """FLOPs per second of a large matrix product in the model's precision, on its device and the threads in use: the best of many."""
-    side = PEAK_SIDE.get(model.device.type, PEAK_SIDE["cuda"])
-    one, two = torch.randn(2, side, side, device=model.device, dtype=model.dtype)
+def matrix_product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOPs per second of a large matrix product, on the threads in use: the best of many."""
+    side = PEAK_SIDE.get(device.type, PEAK_SIDE["cuda"])
+    one, two = torch.randn(2, side, side, device=device, dtype=dtype)
     out, best, begun = torch.empty_like(one), float("inf"), time.perf_counter()
     while best == float("inf") or time.perf_counter() - begun < PEAK_S:
         start = time.perf_counter()
         torch.mm(one, two, out=out)
-        if model.device.type == "cuda":
-            torch.cuda.synchronize(model.device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2 * side**3 / best
 
@@ -388,23 +395,22 @@ def show(found: Profile, console: Console) -> None:
     for heading in ("s/step", "share", "calls", "tokens", "tokens/s", "GFLOP", "GFLOP/s", "of peak", "peak MiB", "growth MiB"):
         view.add_column(heading, justify="right")
     for row in found.rows:
-        rate = row.flops_per_s
         view.add_row(
             row.part,
             f"{row.seconds:.4f}",
             f"{row.share:.1%}",
             f"{row.calls:.4g}",
             *(_figure(value) for value in (row.tokens, row.tokens_per_s)),
-            *(_figure(value and value / 1e9) for value in (row.flops, rate)),
-            "" if not rate else percent(rate / found.peak_flops_per_s),
+            *(_figure(value and value / 1e9) for value in (row.flops, row.flops_per_s)),
+            percent(row.share_of_peak) if row.share_of_peak else "",
             *("" if value is None else f"{value / 2**20:.0f}" for value in (row.peak_bytes, row.growth_bytes)),
         )
     console.print(view)
     if found.absent:
         say(f"Not in these steps: {', '.join(found.absent)}.")
-    if found.running < RUNNING and setup.threads == 1:
+    if found.running < RUNNING and "server" not in (setup.rollouts_by, setup.scoring_by):
         say(f"The program had a core {found.running:.0%} of the time only: close others, or read shares and not seconds.")
-    sentence = bottleneck(found.rows, found.peak_flops_per_s, setup)
+    sentence = bottleneck(found.rows, setup)
     say(f"{sentence[0].upper()}{sentence[1:]}.")
 
 

@@ -28,6 +28,8 @@ SETUP = Setup(
     threads=1,
     cores=2,
     all_cores=1.9,
+    bfloat16=1.0,
+    checkpointing=False,
     vocabulary=300,
     rollouts_by="model",
     scoring_by="model",
@@ -65,11 +67,23 @@ def test_figures_of_a_part_agree_with_each_other(found):
         if row["tokens"]:
             assert row["tokens_per_s"] == pytest.approx(row["tokens"] / row["seconds"])
         if row["flops"]:
-            assert row["share_of_peak"] == pytest.approx(row["flops"] / row["seconds"] / document["peak_flops_per_s"])
+            assert row["share_of_peak"] == pytest.approx(row["flops"] / row["seconds"] / row["peak_flops_per_s"])
             assert 0 < row["share_of_peak"] < 1
     assert by_part["forward"]["tokens"] == by_part["teacher"]["tokens"] > by_part["loss"]["tokens"] > 0
+    assert {row["peak_flops_per_s"] for row in by_part.values() if row["flops"]} == {document["peak_flops_per_s"]}
     assert by_part["backward"]["flops"] == pytest.approx(2 * by_part["forward"]["flops"], rel=0.01)
     assert document["bottleneck"]
+
+
+def test_rollouts_are_held_against_the_peak_of_their_own_precision_and_layers_computed_again_are_counted(found, pair_folders):
+    changes = {"methods": {"opd": {"batch": 4}}, "rollouts": {"dtype": "bfloat16"}, "gradient_checkpointing": True}
+    with in_this_process():
+        other = profile(configured(pair_folders, **changes), "opd", 1, cli.console)
+    rows = {row.part: row for row in other.rows}
+    assert rows["decode"].peak_flops_per_s == rows["prefill"].peak_flops_per_s != other.peak_flops_per_s
+    assert rows["teacher"].peak_flops_per_s == rows["backward"].peak_flops_per_s == other.peak_flops_per_s
+    assert rows["backward"].flops / rows["forward"].flops > 2.5
+    assert other.setup.bfloat16 == 1
 
 
 def test_listening_changes_nothing(rig):
@@ -89,6 +103,8 @@ def test_listening_changes_nothing(rig):
     [
         ("decode", {}, "raise the method's batch, now 16"),
         ("decode", {"batch": 96}, "set rollouts.by: vllm"),
+        ("decode", {"batch": 96, "bfloat16": 2.0}, "set rollouts.dtype: bfloat16"),
+        ("backward", {"checkpointing": True}, "leave out gradient_checkpointing"),
         ("weight sync", {}, "raise the method's batch"),
         ("optimiser", {}, "raise the method's batch"),
         ("prefill", {}, "shorter prompts"),
@@ -105,14 +121,18 @@ def test_listening_changes_nothing(rig):
 )
 def test_the_sentence_names_the_largest_part_and_a_setting_that_moves_it(part, change, knob):
     rows = [Row(name, 6.0 if name == part else 0.5, 0.0, 1) for name in (*OPD, "judge", "teacher text")]
-    said = bottleneck(rows, 1e11, replace(SETUP, **change))
+    said = bottleneck(rows, replace(SETUP, **change))
     assert said.startswith(f"{part} takes 5")
     assert knob in said
 
 
 def test_a_judge_is_one_part_however_much_goes_on_within_it():
-    rows = [Row("decode", 3.0, 0.3, 1), Row("judge, prefill", 2.0, 0.2, 1), Row("judge, decode", 2.0, 0.2, 1, flops=4e10)]
-    assert bottleneck(rows, 1e11, SETUP).startswith("judge takes 57% of a step at 10% of the peak")
+    rows = [
+        Row("decode", 3.0, 0.3, 1),
+        Row("judge, prefill", 2.0, 0.2, 1),
+        Row("judge, decode", 2.0, 0.2, 1, flops=4e10, peak_flops_per_s=1e11),
+    ]
+    assert bottleneck(rows, SETUP).startswith("judge takes 57% of a step at 10% of the peak")
 
 
 def test_an_unknown_method_is_one_line(pair_folders):
