@@ -10,6 +10,7 @@ from opd_bench.rollouts import ROWS
 BUSY = 0.5  # of the peak: the products themselves take the time
 FEW = 512  # tokens at once, below which products are small for what surrounds them
 FASTER = 1.2  # times as fast matrix products on all cores: more threads are worth a try
+NARROWER = 2.0  # times as fast products in bfloat16: on the embedded models, at 1.6, all the rest that decoding does made it slower
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Setup:
     threads: int
     cores: int
     all_cores: float  # times as fast a matrix product on all cores as on the threads
-    bfloat16: float  # times as fast a matrix product in it as in the precision that writes rollouts
+    bfloat16: float  # times as fast a product of decoding's shape in it as in the precision that writes rollouts
     checkpointing: bool
     vocabulary: int
     rollouts_by: str
@@ -69,7 +70,8 @@ def bottleneck(rows: Sequence[Row], setup: Setup) -> str:
     """One sentence: the part that takes most of a step, and the setting that moves it.
 
     A part at BUSY of the peak or more is bound by its products, one below it by what surrounds them: memory, element-wise passes, calls. A
-    limit on lengths is named only where the mean is above half of it, threads or bfloat16 only where products are FASTER by them.
+    limit on lengths is named only where the mean is above half of it, threads only where all cores are FASTER at products,
+    bfloat16 only where they are NARROWER times as fast in it.
     """
     seconds: dict[str, float] = {}
     for row in rows:
@@ -96,7 +98,7 @@ def _knob(part: str, busy: bool, setup: Setup) -> str:
             return f"it is about the same for a step of any size; {batch}"
         case "decode" | "generate" if not busy and setup.batch < ROWS:
             return f"at most {setup.batch} rows share a pass over the weights, where {ROWS} may; {batch}"
-        case "prefill" | "decode" | "generate" if setup.bfloat16 >= FASTER and setup.rollouts_by != "server":
+        case "prefill" | "decode" | "generate" if setup.bfloat16 >= NARROWER and setup.rollouts_by != "server":
             return f"products in bfloat16 are {setup.bfloat16:.1f} times as fast here; set rollouts.dtype: bfloat16"
         case "prefill":
             return f"prompts are long for what is written after them; choose tasks with shorter prompts, or {student}"

@@ -35,12 +35,13 @@ from opd_bench.engine import TorchEngine
 from opd_bench.flops import FlopCount, flop_count
 from opd_bench.losses import Loss
 from opd_bench.plan import Job, jobs
+from opd_bench.rollouts import ROWS
 from opd_bench.sequences import Prompts, Sequences
 from opd_bench.trace import full_batch, worst_case
 from opd_bench.train import Progress, train
 
 VERSIONS = ("opd-bench", "torch", "transformers")
-PEAK_S = 0.5  # how long matrix products are tried, before the steps and after them
+PEAK_S = 0.5  # how long a matrix product is tried, before the steps and after them
 PEAK_SIDE = {"cpu": 1024, "cuda": 8192}
 TEXT, HARNESS = "teacher text", "harness"
 # Rows of the table, and what every step might have.
@@ -130,9 +131,8 @@ def profile(config: Config, method: str | None, steps: int, console: Console) ->
         backends.check_teacher(config, shop.pair, prompts, shop.longest)
         model = shop.pair.student
         writes = model.dtype if config.rollouts.by == "server" else getattr(torch, config.rollouts.dtype)
-        dtypes = {model.dtype, writes, torch.bfloat16}
         status.update("measuring the machine's matrix products")
-        peaks = {dtype: matrix_product_rate(model.device, dtype) for dtype in dtypes}
+        peaks = {dtype: matrix_product_rate(model.device, dtype) for dtype in {model.dtype, writes}}
         with tempfile.TemporaryDirectory() as folder:
             student = copy.deepcopy(shop.pairs[job.start].student)
             engine: Any = _Watched(shop.engine(job, student, built.config.lr, Path(folder)), config, shop.pair.teacher)
@@ -155,6 +155,8 @@ def profile(config: Config, method: str | None, steps: int, console: Console) ->
                     train(built, shop.bench(engine, limit), shop.counter, config.cooldown, on_step)
         status.update("measuring the machine's matrix products")
         peaks = {dtype: max(peak, matrix_product_rate(model.device, dtype)) for dtype, peak in peaks.items()}
+        shape = min(full_batch(built), ROWS), model.config.hidden_size, 4 * model.config.hidden_size
+        narrow = {dtype: matrix_product_rate(model.device, dtype, shape) for dtype in {writes, torch.bfloat16}}
     peak = peaks[model.dtype]
     with _threads(cores()):
         faster = matrix_product_rate(model.device, model.dtype) / peak if config.threads < cores() else 1.0
@@ -172,7 +174,7 @@ def profile(config: Config, method: str | None, steps: int, console: Console) ->
         threads=config.threads,
         cores=cores(),
         all_cores=faster,
-        bfloat16=peaks[torch.bfloat16] / peaks[writes],
+        bfloat16=narrow[torch.bfloat16] / narrow[writes],
         checkpointing=config.gradient_checkpointing,
         vocabulary=model.config.vocab_size,
         rollouts_by=config.rollouts.by,
@@ -350,18 +352,19 @@ def _together(heard: Sequence[dict[str, Heard]]) -> dict[str, Heard]:
     return found
 
 
-def matrix_product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOPs per second of a large matrix product, on the threads in use: the best of many."""
-    side = PEAK_SIDE.get(device.type, PEAK_SIDE["cuda"])
-    one, two = torch.randn(2, side, side, device=device, dtype=dtype)
-    out, best, begun = torch.empty_like(one), float("inf"), time.perf_counter()
+def matrix_product_rate(device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int] | None = None) -> float:
+    """FLOPs per second of a matrix product (rows, inner, columns), by default a large one, on the threads in use: the best of many."""
+    rows, inner, columns = shape or (PEAK_SIDE.get(device.type, PEAK_SIDE["cuda"]),) * 3
+    one = torch.randn(rows, inner, device=device, dtype=dtype)
+    two = torch.randn(columns, inner, device=device, dtype=dtype).T  # as a layer's weights lie
+    out, best, begun = torch.empty(rows, columns, device=device, dtype=dtype), float("inf"), time.perf_counter()
     while best == float("inf") or time.perf_counter() - begun < PEAK_S:
         start = time.perf_counter()
         torch.mm(one, two, out=out)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - start)
-    return 2 * side**3 / best
+    return 2 * rows * inner * columns / best
 
 
 def cores() -> int:

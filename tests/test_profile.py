@@ -11,6 +11,7 @@ import torch
 from test_compare import configured, in_this_process, models
 
 from opd_bench import cli, clock
+from opd_bench import profile as module
 from opd_bench.bottleneck import Row, Setup, bottleneck
 from opd_bench.errors import UserError
 from opd_bench.losses import reverse_kl
@@ -36,6 +37,13 @@ SETUP = Setup(
     scoring_top=20,
     options=("lr", "batch"),
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _brief():
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(module, "PEAK_S", 0.01)
+        yield
 
 
 @pytest.fixture(scope="module")
