@@ -242,11 +242,11 @@ def profile(
 
     The steps are those an arm would take, on its number of threads. Close other programs first.
     """
-    from opd_bench import profile, store
+    from opd_bench import step_profile, store
     from opd_bench.config import load, read_yaml
 
-    found = profile.profile(load(tier, [read_yaml(config)] if config else []), method, steps, console)
-    profile.show(found, console)
+    found = step_profile.profile(load(tier, [read_yaml(config)] if config else []), method, steps, console)
+    step_profile.show(found, console)
     if json:
         with store.disk_errors():
             store.write_json(json, found.to_json())

@@ -57,7 +57,7 @@ ORDER = (
         "audit",
         "dry_run",
         "bottleneck",
-        "profile",
+        "step_profile",
         "embedded",
         "ledger_file",
         "cli",

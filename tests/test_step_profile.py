@@ -11,11 +11,11 @@ import torch
 from test_compare import configured, in_this_process, models
 
 from opd_bench import cli, clock
-from opd_bench import profile as module
+from opd_bench import step_profile as module
 from opd_bench.bottleneck import Row, Setup, bottleneck
 from opd_bench.errors import UserError
 from opd_bench.losses import reverse_kl
-from opd_bench.profile import profile
+from opd_bench.step_profile import profile
 
 OPD = {"weight sync", "prefill", "decode", "teacher", "forward", "loss", "backward", "optimiser", "harness"}
 SETUP = Setup(
