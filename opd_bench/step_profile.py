@@ -27,8 +27,8 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 from opd_bench import arm, backends, clock, compare
+from opd_bench.advice import Row, Setup, bottleneck, group, percent
 from opd_bench.bench import Judgement, Updated
-from opd_bench.bottleneck import Row, Setup, bottleneck, group, percent
 from opd_bench.clock import Heard
 from opd_bench.config import Config
 from opd_bench.engine import TorchEngine

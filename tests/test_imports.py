@@ -56,7 +56,7 @@ ORDER = (
         "page",
         "audit",
         "dry_run",
-        "bottleneck",
+        "advice",
         "step_profile",
         "embedded",
         "ledger_file",

@@ -12,7 +12,7 @@ from test_compare import configured, in_this_process, models
 
 from opd_bench import cli, clock
 from opd_bench import step_profile as module
-from opd_bench.bottleneck import Row, Setup, bottleneck
+from opd_bench.advice import Row, Setup, bottleneck
 from opd_bench.errors import UserError
 from opd_bench.losses import reverse_kl
 from opd_bench.step_profile import profile
