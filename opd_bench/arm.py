@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from opd_bench import backends, continuations, evaluate, flops, store
+from opd_bench import backends, continuations, evaluate, flops, retention, store
 from opd_bench.bench import Bench
-from opd_bench.config import Config, model_location
+from opd_bench.config import Config
 from opd_bench.engine import TorchEngine
 from opd_bench.errors import UserError
 from opd_bench.exposure import Recording
@@ -105,9 +105,9 @@ class Workshop:
 def workshop(config_json: str) -> Workshop:
     """Load models and tasks. UserError where they do not fit together."""
     config = Config.model_validate_json(config_json)
-    pairs = load_pairs([model_location(student) for student in config.students], model_location(config.teacher))
+    pairs = load_pairs([config.location(student) for student in config.students], config.location(config.teacher))
     pair = pairs[0]
-    suite = evaluate.load_suite(config.tasks.stem, config.tasks.coding, config.task_path, config.evaluation.split)
+    suite = evaluate.tasks_of(config, pair.tokenizer)
     judge = Judge.from_text(pair.teacher, pair.tokenizer, **config.judge.model_dump())
     context = min(int(model.config.max_position_embeddings) for model in (pair.student, pair.teacher))
     room = context - config.max_response
@@ -139,6 +139,9 @@ def run(config: Config, job: Job, out: Path, report: Report) -> None:
         summary["seconds"]["train"] = time.perf_counter() - start - summary["seconds"].get("points", 0.0)  # with branches
         rows, seconds = _measure(shop, job, model, out, folder, ("greedy", "sampled"), report)
         summary["seconds"] |= seconds
+        if shop.config.retention.prompts and (job.method or job.name == TEACHER):
+            report("measuring retention", 0.8)
+            summary["retention"] = _retention(shop, job, model, out)
         if "judge" in summary.get("spent", {}).get("flops", {}):
             report("auditing the judge", 0.9)
             summary["judge_auroc"] = _judge_auroc(shop, rows)
@@ -225,6 +228,13 @@ def _measure(
     continued = shop.config.exposure.continued if whole and (job.method or job.name != TEACHER) else 0  # the teacher stands beside itself
     store.save_recording(folder / "recording.npz", shop.record(model, job.seed, out / "corpus", full=whole, continued=continued))
     return rows, {"evaluation": evaluated - begun, "exposure": time.perf_counter() - evaluated}
+
+
+def _retention(shop: Workshop, job: Job, model: PreTrainedModel, out: Path) -> dict[str, list[float]]:
+    settings, start = shop.config.retention, shop.pairs[job.start].student
+    kept = out / "corpus" / f"retention-{job.start}.pt"
+    texts = retention.written(start, shop.pair.tokenizer, count=settings.prompts, max_response=settings.max_tokens, kept=kept)
+    return {name: of_N.tolist() for name, of_N in retention.measure(model, start, texts).items()}
 
 
 def _judge_auroc(shop: Workshop, rows: list[dict]) -> dict[str, float | None]:

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from opd_bench.behind import Behind
-from opd_bench.config import Config, model_location
+from opd_bench.config import Config
 from opd_bench.errors import UserError
 from opd_bench.models import Pair
 from opd_bench.rollouts import ROWS, Sampler, sample
@@ -42,7 +42,7 @@ def sampler_of(config: Config, longest: int) -> Sampler:
     if rollouts.by == "server":
         return _server_sampler(config, longest)
     if rollouts.by == "vllm":
-        return VLLMSampler(model_location(config.students[0]), ROWS, longest, rollouts.dtype)
+        return VLLMSampler(config.location(config.students[0]), ROWS, longest, rollouts.dtype)
     return partial(sample, dtype=getattr(torch, rollouts.dtype))
 
 

@@ -1,5 +1,5 @@
 """The command line: `opd-bench compare`, `tune`, `check`, `profile`, `methods`, `ledger`, `power`, `audit`,
-`build-embedded`.
+`build-teacher`, `build-embedded`.
 
 Exit codes: 0 done, 1 a run that started failed, 2 something for the user to mend (or Ctrl-C); finished work is kept.
 """
@@ -340,6 +340,23 @@ def audit(
     for line in found.pairs:
         console.print(line, markup=False, highlight=False)
     console.print(f"\nWritten to {out}/: audit.md, audit.html, audit.json and figures.", markup=False, highlight=False)
+
+
+@app.command("build-teacher")
+def build_teacher(
+    tier: Annotated[str, typer.Option(help="a tier that makes its models from its own training problems")] = "smol",
+    config: Annotated[Path | None, typer.Option(help="YAML laid over the tier's")] = None,
+) -> None:
+    """Train the tier's cold start and its specialist teacher on worked solutions to its training problems, once.
+
+    They are kept in the cache ($OPD_BENCH_CACHE, else ~/.cache/opd-bench). The same command again resumes, or says where they are.
+    """
+    from opd_bench.allocator import keep_freed_memory
+    from opd_bench.built import build
+    from opd_bench.config import load, read_yaml
+
+    keep_freed_memory()
+    build(load(tier, [read_yaml(config)] if config else []), console)
 
 
 @app.command("build-embedded")

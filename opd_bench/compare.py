@@ -19,7 +19,7 @@ import numpy as np
 from rich.console import Console
 
 from opd_bench import leaderboard, plots, report, store, suite
-from opd_bench.config import Config, model_location
+from opd_bench.config import Config
 from opd_bench.errors import RunError, UserError
 from opd_bench.launch import carry_out
 from opd_bench.leaderboard import Leaderboard
@@ -124,7 +124,7 @@ def _write_manifest(config: Config, out: Path, command: str, planned: list[Job],
 
 def _mean_cost(config: Config) -> dict[str, float]:
     """FLOPs of a cold start by kind, the mean of those that the seeds begin from; nothing where one does not say."""
-    costs = [cold_start_flops(model_location(student)) for student in config.students[: config.seeds]]
+    costs = [cold_start_flops(config.location(student)) for student in config.students[: config.seeds]]
     return {kind: sum(cost[kind] for cost in costs) / len(costs) for kind in costs[0]} if all(costs) else {}
 
 
@@ -201,8 +201,13 @@ def _record(job: Job, out: Path, start: CurvePoint) -> ArmRecord:
         curve=[start, *points, end],
         own_schedule=summary["own_schedule"],
         judge_auroc=_mean_known(summary.get("judge_auroc", {})),
+        retention=_retention(job, out),
         version=job.run_id,
     )
+
+
+def _retention(job: Job, out: Path) -> dict[str, np.ndarray]:
+    return {name: np.array(values) for name, values in store.read_json(job.folder(out) / "arm.json").get("retention", {}).items()}
 
 
 def _mean_known(by_task: dict[str, float | None]) -> float | None:
@@ -212,9 +217,9 @@ def _mean_known(by_task: dict[str, float | None]) -> float | None:
 
 def records(config: Config, out: Path, planned: list[Job]) -> tuple[Run, list[ArmRecord]]:
     """What the finished jobs left, as the leaderboard takes it."""
-    from opd_bench.evaluate import load_suite
+    from opd_bench.evaluate import tasks_of
 
-    suite = load_suite(config.tasks.stem, config.tasks.coding, config.task_path, config.evaluation.split)
+    suite = tasks_of(config, None)
     manifest = store.read_json(out / "manifest.json")
     (teacher, *starts), arms = ([job for job in planned if bool(job.method) == trained] for trained in (False, True))
     nothing = {"flops": {}, "tokens": {}, "seconds": {}}
@@ -228,6 +233,7 @@ def records(config: Config, out: Path, planned: list[Job]) -> tuple[Run, list[Ar
         seeds=sorted({job.seed for job in arms}),
         stem=[task for task, group in suite.groups.items() if group == "stem"],
         coding=[task for task, group in suite.groups.items() if group == "coding"],
+        held_out=[task for task in suite.tasks if task not in suite.scored],
         teacher=_by_task(teacher.folder(out), "greedy"),
         teacher_sampled=_by_task(teacher.folder(out), "sampled"),
         cold_starts=[origin.greedy for origin in origins],
@@ -236,6 +242,7 @@ def records(config: Config, out: Path, planned: list[Job]) -> tuple[Run, list[Ar
         teacher_recording=store.load_recording(teacher.folder(out) / "recording.npz"),
         cold_start_flops=manifest["cold_start_flops"],
         overlap=manifest["train_test_overlap"],
+        teacher_retention=_retention(teacher, out),
         steps=_by_task(teacher.folder(out), "greedy", "steps"),
         contrasts=config.contrasts,
         notes=[*config.notes, *[STALE] * config.rollouts.staleness],

@@ -20,7 +20,7 @@ from opd_bench.errors import UserError, did_you_mean
 from opd_bench.gates import Limits
 from opd_bench.ledger import STUDENT_TOKENS, TEACHER_TOKENS, Axis, Dollars, Seconds, Tokens
 from opd_bench.methods import Method, describe, designs, label
-from opd_bench.resources import EMBEDDED, SIZES, TASKS, TIERS
+from opd_bench.resources import CACHE, EMBEDDED, SIZES, TASKS, TIERS
 from opd_bench.statistics import ROUNDING
 
 
@@ -33,6 +33,7 @@ class Tasks(_Part):
 
     stem: list[str] = []
     coding: list[str] = []
+    held_out: list[str] = Field([], description="evaluated and shown; they count for no score and are never trained on")
     path: str | None = Field(None, description="folder of task YAML; default: the tasks shipped with the package")
 
 
@@ -69,6 +70,16 @@ class Budget(_Part):
         if sorted(set(points)) != points:
             raise ValueError("give each share once, the smallest first")
         return points
+
+
+class Build(_Part):
+    """Models that the tier makes for itself, ``built/start`` and ``built/specialist``, from worked solutions to its training problems."""
+
+    base: str = Field(description="the model that both begin from")
+    start: int = Field(gt=0, description="steps of the cold start, which is to know the form of an answer")
+    specialist: int = Field(gt=0, description="steps of the teacher, which goes on from the cold start")
+    batch_tokens: int = Field(gt=0, description="tokens of a step, padding included")
+    lr: float = Field(gt=0, allow_inf_nan=False)
 
 
 class JudgeText(_Part):
@@ -128,11 +139,20 @@ class Exposure(_Part):
     draws: int = Field(1000, ge=1, description="bootstrap draws")
 
 
+class Retention(_Part):
+    """General text that the start writes, on which arms are held against it; it needs a chat template."""
+
+    prompts: int = Field(0, ge=0, description="messages that the start writes and answers; 0: nothing is measured")
+    max_tokens: int = Field(96, ge=1, description="of a message, and of an answer")
+
+
 class Config(_Part):
     tier: str
     students: list[str] = Field(min_length=1, description="cold starts of one architecture; seed k begins from the (k mod their number)-th")
     teacher: str
     tasks: Tasks
+    chat: bool = Field(False, description="put prompts to the models as a user's message, by the chat template of their tokenizer")
+    build: Build | None = None
     seeds: int = Field(8, ge=1)
     first_seed: int = Field(0, ge=0, description="tuning takes seeds that no leaderboard has")
     budget: Budget
@@ -145,6 +165,7 @@ class Config(_Part):
     judge: JudgeText
     evaluation: Evaluation = Evaluation()  # pyright: ignore[reportCallIssue]
     exposure: Exposure = Exposure()  # pyright: ignore[reportCallIssue]
+    retention: Retention = Retention()  # pyright: ignore[reportCallIssue]
     gates: Limits = Limits()  # pyright: ignore[reportCallIssue]
     methods: dict[str, dict[str, Any]] = Field(min_length=1, description="name: options; `method` among them names another method or file")
     contrasts: dict[str, dict[str, Weight]] = Field({}, description="name: weight by method; a sum of methods that is tested like a pair")
@@ -162,6 +183,12 @@ class Config(_Part):
             if abs(total := sum(weights.values())) > ROUNDING * sum(map(abs, weights.values())):
                 raise ValueError(f"the weights of {name!r} sum to {total:g}; they must sum to 0")
         return {name: {method: weight for method, weight in weights.items() if weight} for name, weights in contrasts.items()}
+
+    @model_validator(mode="after")
+    def _chatting(self) -> Self:
+        if self.retention.prompts and not self.chat:
+            raise ValueError("retention.prompts needs chat: true, as the start writes the messages by its chat template")
+        return self
 
     @property
     def limit(self) -> float:
@@ -189,9 +216,30 @@ class Config(_Part):
         return Path(self.tasks.path) if self.tasks.path else TASKS
 
     @property
+    def built_folder(self) -> Path:
+        """Where the models of ``build`` lie."""
+        made_from = self.model_dump(mode="json", include={"build", "tasks", "chat"})
+        return CACHE / "built" / f"{self.tier}-{_digest(made_from)}"
+
+    def location(self, model: str) -> str:
+        """Where the model that the configuration calls ``model`` is; UserError where it was to be built and is not there."""
+        if not model.startswith("built/"):
+            return model_location(model)
+        folder = self.built_folder / model.removeprefix("built/")
+        if self.build is None:
+            raise UserError(f"{model}: this configuration has no `build` that says how to make it")
+        if not folder.is_dir():
+            raise UserError(f"{model} has not been made yet: run opd-bench build-teacher --tier {self.tier} first")
+        return str(folder)
+
+    @property
     def digest(self) -> str:
         """Hash of everything in the configuration."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:12]
+        return _digest(self.model_dump(mode="json"))
+
+
+def _digest(document: dict) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def tiers() -> list[str]:

@@ -57,7 +57,7 @@ def record(
     Without ``full`` only KL(T‖S) is recorded. UserError for a prompt that leaves no room for a response.
     """
     chosen = suite.first_docs(count)
-    texts = [(task, str(suite.tasks[task].doc_to_text(doc))) for task, doc in chosen]
+    texts = [(task, suite.text(task, doc)) for task, doc in chosen]
     context = min(int(model.config.max_position_embeddings) for model in (student, teacher))
     encoded = encode_prompts(texts, tokenizer, context - max_response)
     prompts = Prompts([ids for _, ids in encoded], [task for task, _ in encoded])

@@ -6,7 +6,7 @@
 
 The score of a checkpoint equals what the stock ``lm_eval`` command prints for it at the same batch size; another batch
 size may change greedy scores a little. Where a task has several filters or metrics, the first of each counts.
-Limits: one process (no data parallelism), no chat template, one response per document.
+Limits: one process (no data parallelism), one response per document.
 
 Shapes: B prompts, T tokens of the longest.
 """
@@ -36,11 +36,13 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opd_bench import sandbox
+from opd_bench.config import Config
 from opd_bench.errors import UserError, did_you_mean
 from opd_bench.rollouts import sample
 from opd_bench.sequences import Prompts
 
 GROUPS = ("stem", "coding")
+HELD_OUT = "held_out"  # the group of tasks that count for no score and have nothing to train on
 NGRAM = 13  # words in a row that two texts don't share by chance
 HFLM: Any = huggingface.HFLM  # a decorator hides its type
 NEUTRAL = {  # what may stand in a generation config without bending the distribution
@@ -64,27 +66,41 @@ class Item:
 
 @dataclass(frozen=True)
 class TaskSuite:
-    """Loaded tasks by name, and the group each counts for: ``stem`` or ``coding``."""
+    """Loaded tasks by name, and the group each counts for: ``stem``, ``coding`` or ``held_out``."""
 
     tasks: dict[str, Task]
     groups: dict[str, str]
+    chat: PreTrainedTokenizerBase | None = None  # whose template makes a document's text the message of a user; None: it stands as it is
 
-    def prompts(self, split: Literal["train", "test"]) -> list[tuple[str, str]]:
-        """``(task, prompt)`` of every training or evaluation document, without few-shot examples.
+    @property
+    def scored(self) -> dict[str, Task]:
+        """The tasks that count for the score, which are also those trained on."""
+        return {name: task for name, task in self.tasks.items() if self.groups[name] != HELD_OUT}
+
+    def docs(self, split: Literal["train", "test"]) -> list[tuple[str, Any]]:
+        """``(task, document)`` of every training or evaluation document of the tasks that count.
 
         Raises UserError for a task without a training split.
         """
         pairs = []
-        for name, task in self.tasks.items():
+        for name, task in self.scored.items():
             if split == "train" and not task.has_training_docs():
                 raise UserError(f"task {name!r} has no training split to draw prompts from; choose a task that has one")
-            docs = task.training_docs() if split == "train" else task.eval_docs
-            pairs += [(name, task.doc_to_text(doc)) for doc in docs]
+            pairs += [(name, doc) for doc in (task.training_docs() if split == "train" else task.eval_docs)]
         return pairs
 
+    def text(self, task: str, doc: Any) -> str:
+        """What a model is given for ``doc``, without few-shot examples."""
+        text = str(self.tasks[task].doc_to_text(doc))
+        return text if self.chat is None else chat_text(self.chat, text)
+
+    def prompts(self, split: Literal["train", "test"]) -> list[tuple[str, str]]:
+        """``(task, prompt)`` of every document in `docs`."""
+        return [(task, self.text(task, doc)) for task, doc in self.docs(split)]
+
     def first_docs(self, count: int) -> list[tuple[str, Any]]:
-        """``(task, document)`` of the first ``count`` evaluation documents of each task."""
-        return [(name, doc) for name, task in self.tasks.items() for doc in islice(task.eval_docs, count)]
+        """``(task, document)`` of the first ``count`` evaluation documents of each task that counts."""
+        return [(name, doc) for name, task in self.scored.items() for doc in islice(task.eval_docs, count)]
 
     def score(self, task: str, docs: Sequence[Any], responses: Sequence[str]) -> list[float]:
         """The score of each response to its document, as ``evaluate`` would give it; for tasks that generate."""
@@ -101,6 +117,13 @@ class TaskSuite:
         found = [cast(dict[str, Any], of.process_results(each.doc, [each.filtered_resps[first]])) for each in of._instances]
         metric = next(metric for metric in cast(dict[str, Any], of.aggregation()) if metric in found[0])
         return [float(values[metric]) for values in found]
+
+
+def chat_text(tokenizer: PreTrainedTokenizerBase, message: str) -> str:
+    """A user's message as the tokenizer's chat template puts it, up to where the answer begins. UserError if there is no template."""
+    if tokenizer.chat_template is None:
+        raise UserError("the tokenizer has no chat template; set chat: false, or give it one")
+    return str(tokenizer.apply_chat_template([{"role": "user", "content": message}], tokenize=False, add_generation_prompt=True))
 
 
 def _until(text: str, stops: Sequence[str]) -> str:
@@ -120,7 +143,7 @@ def overlap(suite: TaskSuite) -> dict[str, float]:
     ``NGRAM`` words with a training prompt, or is shorter and equal to one (as in Brown et al. 2020, arXiv 2005.14165, appendix C).
     """
     train: set[tuple[str, ...]] = set()
-    for task in suite.tasks.values():
+    for task in suite.scored.values():
         for doc in task.training_docs():
             train |= _fingerprints(task, doc)
     return {name: fmean(not train.isdisjoint(_fingerprints(task, doc)) for doc in task.eval_docs) for name, task in suite.tasks.items()}
@@ -133,19 +156,27 @@ def _fingerprints(task: Task, doc: Any) -> set[tuple[str, ...]]:
     return {tuple(words[start : start + NGRAM]) for start in range(max(1, len(words) - NGRAM + 1))}
 
 
-def load_suite(stem: list[str], coding: list[str], include_path: Path, split: Literal["test", "validation"] = "test") -> TaskSuite:
+def load_suite(
+    stem: list[str],
+    coding: list[str],
+    include_path: Path,
+    split: Literal["test", "validation"] = "test",
+    held_out: Sequence[str] = (),
+    chat: PreTrainedTokenizerBase | None = None,
+) -> TaskSuite:
     """Load tasks by the name of a task or group, from ``include_path`` first, else from those lm-eval ships.
 
-    With ``split`` "validation" the evaluation documents are the development ones and the test documents are out of reach.
+    With ``split`` "validation" the evaluation documents are the development ones; the test documents and ``held_out`` are out of reach.
     Raises UserError for an unknown name, a task named twice, a split it does not have, or data that cannot be had.
     """
     tasks: dict[str, Task] = {}
     groups: dict[str, str] = {}
+    held_out = held_out if split == "test" else ()
     with quiet():
         manager = own = TaskManager(include_path=str(include_path), include_defaults=False)
-        if any(name not in own.task_index for name in [*stem, *coding]):
+        if any(name not in own.task_index for name in [*stem, *coding, *held_out]):
             manager = TaskManager(include_path=str(include_path))
-        for group, names in zip(GROUPS, (stem, coding), strict=True):
+        for group, names in zip((*GROUPS, HELD_OUT), (stem, coding, held_out), strict=True):
             for name in names:
                 if name not in manager.task_index:
                     near = get_close_matches(name, manager.all_tasks, n=1) or own.all_tasks
@@ -164,9 +195,16 @@ def load_suite(stem: list[str], coding: list[str], include_path: Path, split: Li
             if not task.has_validation_docs():
                 raise UserError(f"task {name!r} has no validation split to tune on; choose a task that has one")
             task.config.test_split = None
-    if not tasks:
+    suite = TaskSuite(tasks, groups, chat)
+    if not suite.scored:
         raise UserError("no tasks to evaluate; name at least one under stem or coding")
-    return TaskSuite(tasks, groups)
+    return suite
+
+
+def tasks_of(config: Config, tokenizer: PreTrainedTokenizerBase | None) -> TaskSuite:
+    """The tasks of ``config``, as its models with this tokenizer are asked; without one, as they stand."""
+    tasks, chat = config.tasks, tokenizer if config.chat else None
+    return load_suite(tasks.stem, tasks.coding, config.task_path, config.evaluation.split, tasks.held_out, chat)
 
 
 def evaluate(
@@ -201,7 +239,13 @@ def evaluate(
                     f"task {name!r} generates up to {longest} tokens, the model's context is {lm.max_length}; choose another task or model"
                 )
         results = evaluator.evaluate(
-            lm, {"tasks": suite.tasks}, limit=limit, bootstrap_iters=0, log_samples=True, confirm_run_unsafe_code=True
+            lm,
+            {"tasks": suite.tasks},
+            limit=limit,
+            bootstrap_iters=0,
+            log_samples=True,
+            confirm_run_unsafe_code=True,
+            apply_chat_template=suite.chat is not None,
         )
     samples = cast(dict[str, Any], results)["samples"]
     return [item for name, rows in samples.items() for item in first_metric(suite.tasks[name], name, rows)]

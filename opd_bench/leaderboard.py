@@ -19,7 +19,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -70,14 +70,23 @@ class Exposure(_Model):
     exaccerr: Estimate | None
 
 
+class Retention(_Model):
+    """On general text that the cold start wrote, per token: KL from it in nats, and how much likelier its answers became."""
+
+    kl: Estimate
+    gain: Estimate
+
+
 class Reference(_Model):
-    """The teacher, or the mean of the cold starts; ``exposure`` is null where it was not measured or is undefined."""
+    """The teacher, or the mean of the cold starts; ``exposure`` and ``retention`` are null where not measured or undefined."""
 
     score: Estimate
     sampled: Estimate
     stem: Estimate | None
     coding: Estimate | None
+    held_out: dict[str, Estimate]  # by task: those that count for no score
     exposure: Exposure | None
+    retention: Retention | None
 
 
 class Spent(_Model):
@@ -196,6 +205,7 @@ class Budget(_Model):
 class Tasks(_Model):
     stem: list[str]
     coding: list[str]
+    held_out: list[str]
 
 
 class Leaderboard(_Model):
@@ -264,8 +274,9 @@ def assemble(run: Run, arms: list[ArmRecord], draws: int = 1000, limits: gates.L
     Raises UserError where an arm is missing, RunError where an item score is missing or not finite.
     """
     by_method = _by_method(run, arms)
-    greedy = {name: _matrices(run, group, "greedy") for name, group in by_method.items()}
-    sampled = {name: _matrices(run, group, "sampled") for name, group in by_method.items()}
+    greedy = {name: _matrices(run, group, "greedy", run.weights) for name, group in by_method.items()}
+    sampled = {name: _matrices(run, group, "sampled", run.weights) for name, group in by_method.items()}
+    held_out = {name: _matrices(run, group, "greedy", run.held_out) for name, group in by_method.items()}
     excess = {name: {"prompts": np.stack([exposure.excess_matrix(arm.divergences) for arm in group])} for name, group in by_method.items()}
     checked = gates.check(run, by_method, limits)
     fair = {*by_method} - {name for gate in checked if gate.held is False for name in gate.methods}
@@ -301,6 +312,7 @@ def assemble(run: Run, arms: list[ArmRecord], draws: int = 1000, limits: gates.L
             "version": group[0].version,
             "rank": ranks.get(name),
             **_scores(run, greedy[name], sampled[name], statistics.two_way_interval),
+            "held_out": _each(held_out[name], run.held_out, statistics.two_way_interval),
             "score_by_seed": statistics.seed_means(greedy[name], run.weights).tolist(),
             "recovered": statistics.recovered_share(greedy[name], _starts(run, group), run.teacher, run.weights),
             "curve": [
@@ -308,6 +320,7 @@ def assemble(run: Run, arms: list[ArmRecord], draws: int = 1000, limits: gates.L
                 for points, score in zip(_points(group), curves.band(along[name], run.weights), strict=True)
             ],
             "exposure": _gap([arm.divergences for arm in group], draws),
+            "retention": _retention([arm.retention for arm in group], statistics.two_way_interval),
             "spent": {
                 "share": _mean([arm.share_spent for arm in group]),
                 "flops": _mean_by_kind([arm.end.flops for arm in group]),
@@ -321,9 +334,15 @@ def assemble(run: Run, arms: list[ArmRecord], draws: int = 1000, limits: gates.L
         for name, group in by_method.items()
     ]
     methods.sort(key=lambda method: (method["rank"] is None, method["rank"] or 0, -method["score"].mean))
-    teacher = {**_scores(run, run.teacher, run.teacher_sampled, statistics.over_items), "exposure": None}
     start_gap = _gap(run.cold_starts_divergences, draws) if run.cold_starts_divergences else None
-    cold_start = {**_scores(run, start, _mean_of(run.cold_starts_sampled), statistics.over_items), "exposure": start_gap}
+    kept = {name: statistics.over_items({name: of_N}, {name: 1.0}) for name, of_N in run.teacher_retention.items()} or None
+    teacher, cold_start = (
+        {**_scores(run, of, of_sampled, statistics.over_items), "held_out": _each(of, run.held_out, statistics.over_items), **more}
+        for of, of_sampled, more in (
+            (run.teacher, run.teacher_sampled, {"exposure": None, "retention": kept}),
+            (start, _mean_of(run.cold_starts_sampled), {"exposure": start_gap, "retention": None}),
+        )
+    )
 
     count = len(run.cold_starts)
     notes = [SCOPE + ("this one cold start." if count == 1 else f"the mean of these {count} cold starts.")]
@@ -343,7 +362,7 @@ def assemble(run: Run, arms: list[ArmRecord], draws: int = 1000, limits: gates.L
             "commit": run.commit,
             "budget": {"axis": run.axis, "limit": run.limit},
             "seeds": run.seeds,
-            "tasks": {"stem": run.stem, "coding": run.coding},
+            "tasks": {"stem": run.stem, "coding": run.coding, "held_out": run.held_out},
             "teacher": teacher,
             "cold_start": cold_start,
             "methods": methods,
@@ -424,13 +443,13 @@ def _by_method(run: Run, arms: list[ArmRecord]) -> dict[str, list[ArmRecord]]:
     return by_method
 
 
-def _matrices(run: Run, arms: list[ArmRecord], kind: Literal["greedy", "sampled"]) -> dict[str, np.ndarray]:
+def _matrices(run: Run, arms: list[ArmRecord], kind: Literal["greedy", "sampled"], tasks: Collection[str]) -> dict[str, np.ndarray]:
     """The item scores of one method's arms: SN by task."""
-    for arm, task in itertools.product(arms, run.weights):
+    for arm, task in itertools.product(arms, tasks):
         scores_N = getattr(arm, kind).get(task)
         if scores_N is None or scores_N.shape != run.teacher[task].shape or not np.isfinite(scores_N).all():
             raise RunError(f"{arm.method} with seed {arm.seed} lacks a finite {kind} score for each item of {task}; evaluate it again")
-    return {task: np.stack([getattr(arm, kind)[task] for arm in arms]) for task in run.weights}
+    return {task: np.stack([getattr(arm, kind)[task] for arm in arms]) for task in tasks}
 
 
 def _scores(run: Run, greedy: dict[str, np.ndarray], sampled: dict[str, np.ndarray], interval: Any) -> dict[str, Any]:
@@ -445,6 +464,18 @@ def _scores(run: Run, greedy: dict[str, np.ndarray], sampled: dict[str, np.ndarr
         "stem": mean(run.stem),
         "coding": mean(run.coding),
     }
+
+
+def _each(scores: Mapping[str, np.ndarray], tasks: list[str], interval: Any) -> dict[str, statistics.Interval]:
+    """The greedy score of every one of ``tasks`` by itself."""
+    return {task: interval({task: scores[task]}, {task: 1.0}) for task in tasks}
+
+
+def _retention(of: list[dict[str, np.ndarray]], interval: Any) -> dict[str, statistics.Interval] | None:
+    """What was measured of each seed (N by measure), None where nothing was."""
+    if not all(of):
+        return None
+    return {name: interval({name: np.stack([values[name] for values in of])}, {name: 1.0}) for name in of[0]}
 
 
 def _gap(records: list[exposure.Divergences], draws: int) -> dict[str, statistics.Interval | None]:

@@ -11,7 +11,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from opd_bench.config import Config, model_location
+from opd_bench.config import Config
 from opd_bench.errors import UserError
 from opd_bench.methods import Method, find, label
 from opd_bench.models import weights_digest
@@ -37,6 +37,7 @@ MODULES = (
         "mismatch",
         "models",
         "prompts",
+        "retention",
         "rollouts",
         "scoring",
     ),
@@ -97,11 +98,11 @@ def jobs(config: Config) -> list[Job]:
         raise UserError(f"no task folder {config.task_path}")
     common = {
         "config": config.model_dump(exclude={"tier", "seeds", "first_seed", "methods", "students", "gates", "contrasts", "notes"}),
-        "teacher": weights_digest(model_location(config.teacher)),
+        "teacher": weights_digest(config.location(config.teacher)),
         **code(config.task_path),
     }
 
-    students = [weights_digest(model_location(student)) for student in config.students]
+    students = [weights_digest(config.location(student)) for student in config.students]
 
     def job(name: str, seed: int, method: str | None, options: dict) -> Job:
         start = seed % len(students)

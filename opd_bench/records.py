@@ -47,6 +47,7 @@ class ArmRecord:
     curve: list[CurvePoint]  # from the cold start to the whole budget
     own_schedule: bool = False  # each smaller budget was trained for separately
     judge_auroc: float | None = None  # mean over tasks; None where no judge was asked
+    retention: dict[str, np.ndarray] = field(default_factory=dict)  # of N general texts, by measure; nothing where it was not measured
     version: str | None = None  # of the method's source
 
     @property
@@ -87,6 +88,8 @@ class Run:
     cold_start_flops: dict[str, float]  # of training one and making its data, by kind of charge; nothing where it is unknown
     overlap: dict[str, float]  # share of each task's test items that are met in training
     steps: dict[str, np.ndarray]  # that each item's problem needs; NaN where its task does not say
+    held_out: list[str] = field(default_factory=list)  # scored, and in no macro score
+    teacher_retention: dict[str, np.ndarray] = field(default_factory=dict)  # as an arm's
     contrasts: dict[str, dict[str, float]] = field(default_factory=dict)  # declared beforehand: weight by method
     notes: list[str] = field(default_factory=list)  # what the configuration wants said
 

@@ -21,6 +21,8 @@ SCORE_COLUMNS = ["rank", "method", "score", "sampled", "STEM", "coding", "budget
 EXPOSURE_COLUMNS = ["method", "R", "l·ε", "R − l·ε", "ExAccErr", "allowed to see"]
 SCORE_TITLE = "Score (greedy macro; higher is better)"
 EXPOSURE_TITLE = "Exposure bias (nats; R − l·ε: added by own prefixes, lower is better)"
+BESIDE_TITLE = "Beside the score (held-out tasks; general text that the cold start wrote, per token)"
+KEPT_COLUMNS = ["KL from the start, nats", "gain in its answers' log-likelihood, nats"]
 SPENT_TITLE = "Spent"
 SPENT_COLUMNS = ["method", "FLOPs", "student tokens", "teacher tokens", "seconds"]
 CONTRAST_TITLE = "Contrasts (sums of methods, declared beforehand; R − l·ε: lower is better)"
@@ -36,7 +38,7 @@ FIGURES = {  # written by opd_bench.plots
     "divergence_by_position.png": "Divergence by position",
 }
 EFFECTS = {"effects.png": "Contrasts with their intervals"}  # where there are contrasts
-NUMBERS = {*SCORE_COLUMNS, *EXPOSURE_COLUMNS, *SPENT_COLUMNS} - {"method", "allowed to see"}
+NUMBERS = {*SCORE_COLUMNS, *EXPOSURE_COLUMNS, *SPENT_COLUMNS, *KEPT_COLUMNS} - {"method", "allowed to see"}
 REFERENCES = ("teacher", "cold start")
 NONE = "–"
 
@@ -241,6 +243,22 @@ def exposure_rows(board: Leaderboard) -> list[list[str]]:
     return [*methods, row("cold start", board.cold_start, "")]
 
 
+def beside_columns(board: Leaderboard) -> list[str]:
+    """Nothing where there is nothing beside the score."""
+    kept = any(method.retention for method in board.methods)
+    return ["method", *board.tasks.held_out, *KEPT_COLUMNS * kept] if kept or board.tasks.held_out else []
+
+
+def beside_rows(board: Leaderboard) -> list[list[str]]:
+    """Held-out scores, and what was worn away of what the cold start could do: teacher, methods by rank, cold start."""
+
+    def row(name: str, of: Reference) -> list[str]:
+        kept = [estimate(of.retention.kl), estimate(of.retention.gain)] if of.retention else [NONE, NONE]
+        return [name, *(estimate(of.held_out[task]) for task in board.tasks.held_out), *kept][: len(beside_columns(board))]
+
+    return [row("teacher", board.teacher), *(row(method.name, method) for method in board.methods), row("cold start", board.cold_start)]
+
+
 def figures(board: Leaderboard) -> dict[str, str]:
     """Captions of what opd_bench.plots draws, by file."""
     return {**FIGURES, **(EFFECTS if board.contrasts else {})}
@@ -262,6 +280,9 @@ def show(board: Leaderboard, console: Console | None = None) -> None:
             cells = [escape(cell.replace(" [", "\n[").replace(", ", ",") if "[" in cell else cell) for cell in row]
             table.add_row(*cells, style="dim" if row[columns.index("method")] in REFERENCES else None)
         console.print(table)
+    for name, *cells in beside_rows(board) if beside_columns(board) else ():
+        said = "; ".join(f"{what} {cell}" for what, cell in zip(beside_columns(board)[1:], cells, strict=True))
+        console.print(escape(f"{name}: {said}"), highlight=False)
     for line in gate_lines(board):
         console.print(escape(line), style="bold" if " FAILED: " in line else "dim", highlight=False)
     console.print()
@@ -300,6 +321,7 @@ def markdown(board: Leaderboard) -> str:
             "Brackets are 95 % intervals over seeds and items; budget is the share spent and wall the time per arm;",
             "R and l·ε are summed over positions; –: undefined, not measured or withheld.",
         ],
+        *_beside(board),
         [f"## {SPENT_TITLE}"],
         markdown_table(SPENT_COLUMNS, spent_rows(board)),
         [f"Mean per arm; {board.budget.axis} bound. Seconds are of charged work, beside whatever ran at the same time."],
@@ -325,6 +347,11 @@ def markdown(board: Leaderboard) -> str:
         [f"![{caption}]({name})\n" for name, caption in figures(board).items()],
     ]
     return "\n\n".join("\n".join(part) for part in parts if part).rstrip() + "\n"
+
+
+def _beside(board: Leaderboard) -> list[list[str]]:
+    columns = beside_columns(board)
+    return [[f"## {BESIDE_TITLE}"], markdown_table(columns, beside_rows(board))] if columns else []
 
 
 def _contrasts(board: Leaderboard) -> list[list[str]]:

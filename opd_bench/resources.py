@@ -6,6 +6,7 @@ In a wheel `baselines/` and `tasks/` lie inside the package; in a checkout they 
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,7 @@ TIERS = PACKAGE / "tiers"
 SIZES = PACKAGE / "sizes"
 DESIGNS = PACKAGE / "designs"
 EMBEDDED = PACKAGE / "embedded" / "models"
+CACHE = Path(os.environ.get("OPD_BENCH_CACHE") or Path.home() / ".cache" / "opd-bench")  # models that were fetched or built
 
 
 def load_module(path: Path, name: str) -> ModuleType:

@@ -11,9 +11,10 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from opd_bench.embedded import build, corpus, fit, measures
+from opd_bench import supervised
+from opd_bench.embedded import build, corpus, measures
 from opd_bench.embedded.corpus import CHECK, NO, STEPWISE, TASKS, YES
-from opd_bench.embedded.fit import batches, encode, new_llama
+from opd_bench.embedded.fit import encode, new_llama, optimizers
 from opd_bench.embedded.tokenizer import CONTEXT
 from opd_bench.errors import RunError, UserError
 from opd_bench.flops import flop_count
@@ -21,6 +22,7 @@ from opd_bench.procedural import LIMIT
 from opd_bench.readings import START
 from opd_bench.resources import EMBEDDED, task_module
 from opd_bench.sequences import Sequences
+from opd_bench.supervised import PADDING, batches, fit
 
 SHORTEN = build.STAGES[-1][0] // 2
 FOLDERS = ("teacher", "student-0", "student-1", "student-2")
@@ -262,8 +264,8 @@ def test_weights_line_up_with_tokens(tokenizer):
     assert of == {0.0: "Compute 1+2+3\n4", 1.0: "1+2==3=3\n3+3=6=6\n<eos>", 8.0: "#6"}
 
 
-def test_batches_hold_every_example_once_and_pad_without_weight(monkeypatch):
-    monkeypatch.setattr(fit, "POOL", 64)
+def test_batches_hold_every_example_once_and_say_what_is_padding(monkeypatch):
+    monkeypatch.setattr(supervised, "POOL", 64)
     rng = random.Random(0)
     examples = [([number + 1] * length, [1.0 + number] * length) for number in range(64) for length in [rng.randint(2, 40)]]
     found, data = [], batches(iter(examples), 200, rng)
@@ -271,8 +273,8 @@ def test_batches_hold_every_example_once_and_pad_without_weight(monkeypatch):
         ids_BT, weights_BT = next(data)
         assert ids_BT.shape == weights_BT.shape
         assert ids_BT.numel() <= 200
-        assert ids_BT.shape[1] % fit.TILE == 0
-        assert torch.equal(ids_BT == 0, weights_BT == 0)
+        assert ids_BT.shape[1] % supervised.TILE == 0
+        assert torch.equal(ids_BT == 0, weights_BT == PADDING)
         found += [(ids[ids > 0].tolist(), weights[weights > 0].tolist()) for ids, weights in zip(ids_BT, weights_BT, strict=True)]
     assert sorted(found) == sorted(examples)
 
@@ -292,13 +294,13 @@ def trained(tokenizer, checkpoint=None, until=None):
             yield batch
 
     model = new_llama(32, 1, tokenizer, seed=0)
-    fit.fit(model, data(), 6, 1e-3, cooldown=0.5, checkpoint=checkpoint, every=2)
+    fit(model, data(), 6, optimizers(model, 1e-3), cooldown=0.5, checkpoint=checkpoint, every=2)
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
 def test_training_counts_the_flops_of_what_is_not_padding(tokenizer):
     model, rows = new_llama(32, 1, tokenizer, seed=0), [([3] * length, [1.0] * length) for length in (5, 40, 17)]
-    flops = fit.fit(model, batches(cycle(rows), 64, random.Random(0)), 4, 1e-3)
+    flops = fit(model, batches(cycle(rows), 64, random.Random(0)), 4, optimizers(model, 1e-3))
     seen = [ids_BT for ids_BT, _ in islice(batches(cycle(rows), 64, random.Random(0)), 4)]
     lengths = torch.cat([(ids_BT == 3).sum(dim=1) for ids_BT in seen])
     assert set(lengths.tolist()) <= {5, 17, 40}

@@ -21,7 +21,7 @@ from opd_bench.embedded.corpus import tokenizer_texts
 from opd_bench.embedded.fit import new_llama
 from opd_bench.embedded.tokenizer import train_tokenizer
 from opd_bench.errors import UserError
-from opd_bench.evaluate import Item, TaskSuite, evaluate, load_suite, overlap, scores
+from opd_bench.evaluate import Item, TaskSuite, UncutHFLM, evaluate, load_suite, overlap, scores
 from opd_bench.models import load_model
 from opd_bench.resources import EMBEDDED, TASKS
 
@@ -279,6 +279,28 @@ def test_the_stock_command_gives_the_same_items(model, tokenizer, tmp_path):
     }
     groups = json.loads(report.read_text())["groups"]
     assert groups["opd_bench_stem"]["exact_match,strict-match"] == scores(items, stem)["stem"] > 0
+
+
+TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
+
+
+def test_with_a_chat_template_lm_eval_asks_what_the_arms_are_asked(model, tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", TEMPLATE)
+    chatting, asked = load_suite(["opd_bench_arithmetic"], [], TASKS, chat=tokenizer), []
+    encode = UncutHFLM.tok_batch_encode
+    monkeypatch.setattr(
+        UncutHFLM, "tok_batch_encode", lambda lm, strings, *rest, **more: asked.extend(strings) or encode(lm, strings, *rest, **more)
+    )
+    evaluate(model, tokenizer, chatting, limit=LIMIT)
+    given = [text for _, text in chatting.prompts("test")][:LIMIT]
+    assert sorted(asked) == sorted(given)
+    assert given[0].startswith("[user] Compute ")
+    assert given[0].endswith("\n[assistant] ")
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused(tokenizer):
+    with pytest.raises(UserError, match="chat: false"):
+        load_suite(["opd_bench_arithmetic"], [], TASKS, chat=tokenizer).prompts("test")
 
 
 @dataclass

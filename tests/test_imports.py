@@ -38,9 +38,12 @@ ORDER = (
         "prompts",
         "trace",
         "train",
+        "supervised",
         "evaluate",
         "continuations",
+        "retention",
         "plan",
+        "built",
     ),
     *("watch", "conformance", "backends"),
     *(

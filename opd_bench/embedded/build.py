@@ -24,7 +24,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerB
 from opd_bench import store
 from opd_bench.embedded import measures
 from opd_bench.embedded.corpus import FINISH, TASKS, documents, tokenizer_texts
-from opd_bench.embedded.fit import Example, batches, clock, encode, fit, new_llama
+from opd_bench.embedded.fit import encode, new_llama, optimizers
 from opd_bench.embedded.tokenizer import train_tokenizer
 from opd_bench.errors import RunError, UserError
 from opd_bench.flops import flop_count
@@ -33,6 +33,7 @@ from opd_bench.readings import START
 from opd_bench.resources import task_module
 from opd_bench.rollouts import sample
 from opd_bench.sequences import Prompts
+from opd_bench.supervised import Example, batches, clock, fit
 
 TEACHER_WIDTH, TEACHER_LAYERS = 160, 4
 STAGES = (  # of the teacher's training: steps, learning rate, cooldown, what its documents are about
@@ -82,7 +83,7 @@ def build_teacher(out: Path, tokenizer: PreTrainedTokenizerFast, seed: int, shor
             teacher,
             batches(examples, BATCH_TOKENS, random.Random(seed)),
             steps,
-            lr,
+            optimizers(teacher, lr),
             cooldown=cooldown,
             checkpoint=out / f"teacher-{number}.checkpoint",
             report=lambda step, loss, steps=steps, number=number: console.print(
@@ -143,7 +144,7 @@ def cold_start(
             while True:
                 yield rng.choice(texts[rng.choice(tasks)])
 
-        training += fit(student, batches(draws(), BATCH_TOKENS, rng), ROUND, STUDENT_LR)
+        training += fit(student, batches(draws(), BATCH_TOKENS, rng), ROUND, optimizers(student, STUDENT_LR))
     raise RunError(f"the student of seed {seed} came to {score}, never within {least} to {most} of the teacher on every task")
 
 

@@ -1,0 +1,100 @@
+"""Models a tier makes for itself from its training problems: a cold start, and a specialist that went on from there.
+
+    opd-bench build-teacher --tier smol
+
+Both are the base model, trained on worked solutions as a program writes them. The cold start has seen just enough of them to know the form
+of an answer: no arm teaches what its start can't nearly do. They lie in the cache, in a folder named after a hash of all that the
+configuration says of them. A build that was interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from opd_bench import plan, store
+from opd_bench.config import Config, model_location
+from opd_bench.errors import UserError
+from opd_bench.evaluate import TaskSuite, tasks_of
+from opd_bench.models import COLD_START_FILE, load_model, load_tokenizer, weights_digest
+from opd_bench.readings import START
+from opd_bench.supervised import Example, batches, fit
+
+COOLDOWN = 0.3  # last share of each training over which the learning rate falls to 0
+EVERY = 25  # steps between two checkpoints
+STEPS = ("start", "specialist")  # in the order they are made, each from the one before
+MADE_FROM = "made_from.json"  # hashes of what a model depends on besides the configuration: the weights before it, and the tasks
+
+
+def build(config: Config, console: Console) -> None:
+    """Make what is missing of the tier's models. UserError where the tier makes none or a task has no solutions."""
+    if config.build is None:
+        raise UserError(f"the tier {config.tier} builds no models: its configuration has no `build`")
+    before = model_location(config.build.base)
+    tokenizer = load_tokenizer(before)
+    examples = solved(tasks_of(config, tokenizer), tokenizer)
+    for place, name in enumerate(STEPS):
+        folder, said = config.built_folder / name, {"before": weights_digest(before), "tasks": plan.code(config.task_path)["tasks"]}
+        if (folder / MADE_FROM).exists() and store.read_json(folder / MADE_FROM) == said:
+            console.print(f"{name}: is there, {folder}", markup=False, highlight=False)
+        else:
+            model = load_model(before)
+            checkpoint = config.built_folder / f"{name}-{said['before']}.checkpoint"
+            flops = _train(model, examples, config, name, 1 + place, checkpoint, console)
+            with store.disk_errors(), store.whole_folder(folder) as part:
+                model.bfloat16().save_pretrained(part)
+                tokenizer.save_pretrained(part)
+                if name == STEPS[0]:
+                    store.write_json(part / COLD_START_FILE, dict(zip(START, (flops, 0), strict=True)))
+                store.write_json(part / MADE_FROM, said)
+            console.print(f"{name}: {flops:.2e} FLOPs, {folder}", markup=False, highlight=False)
+        before = str(folder)
+
+
+def solved(suite: TaskSuite, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
+    """Every training document as token ids: what a model is asked, without weight, then the worked solution and EOS."""
+    documents = suite.docs("train")
+    if lacking := next((task for task, doc in documents if not doc.get("solution")), None):
+        raise UserError(f"the training documents of task {lacking!r} have no `solution` to learn from")
+    asked = tokenizer([suite.text(task, doc) for task, doc in documents], add_special_tokens=False).input_ids
+    answered = tokenizer([doc["solution"] for _, doc in documents], add_special_tokens=False).input_ids
+    return [
+        (prompt + answer + [tokenizer.eos_token_id], [0.0] * len(prompt) + [1.0] * (len(answer) + 1))
+        for prompt, answer in zip(asked, answered, strict=True)
+    ]
+
+
+def _train(
+    model: PreTrainedModel, examples: list[Example], config: Config, name: str, seed: int, checkpoint: Path, console: Console
+) -> int:
+    """Train ``model`` for the steps of ``name``; its FLOPs."""
+    assert config.build
+    steps = getattr(config.build, name)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.build.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        shown = bar.add_task(name, total=steps)
+
+        def report(step: int, loss: float) -> None:
+            bar.update(shown, completed=step, description=f"{name}, loss {loss:.3f}")
+            if not console.is_terminal:
+                console.print(f"{name}: step {step} of {steps}, loss {loss:.3f}", highlight=False)
+
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        data = batches(_drawn(examples, seed), config.build.batch_tokens, random.Random(seed))
+        flops = fit(model, data, steps, [optimizer], cooldown=COOLDOWN, checkpoint=checkpoint, every=EVERY, report=report)
+    checkpoint.unlink()
+    return flops
+
+
+def _drawn(examples: list[Example], seed: int) -> Iterator[Example]:
+    """Endless passes over ``examples``, each in another order."""
+    rng = random.Random(f"worked solutions {seed}")
+    while True:
+        yield from rng.sample(examples, len(examples))

@@ -1,0 +1,120 @@
+"""A tier's own models: made from worked solutions once, resumed where interrupted, found by what they were made from."""
+
+import json
+
+import pytest
+import torch
+from rich.console import Console
+
+from opd_bench import built, config, supervised
+from opd_bench.built import build, solved
+from opd_bench.config import load
+from opd_bench.errors import UserError
+from opd_bench.evaluate import tasks_of
+from opd_bench.models import cold_start_flops, load_model, load_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setattr(config, "CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def settings(pair_folders):
+    """``settings(specialist=6)``: the embedded tier, whose models are to be built from a tiny untrained one."""
+
+    def make(**build):
+        own = {"base": str(pair_folders["student"]), "start": 3, "specialist": 4, "batch_tokens": 512, "lr": 1e-3, **build}
+        tasks = {"stem": ["opd_bench_arithmetic"], "coding": []}
+        return load("embedded", [{"students": ["built/start"], "teacher": "built/specialist", "build": own, "tasks": tasks}])
+
+    return make
+
+
+def weights(folder):
+    return torch.cat([parameter.detach().flatten() for parameter in load_model(folder).parameters()])
+
+
+def test_start_and_specialist_go_on_from_each_other_and_say_what_they_cost(settings, pair_folders):
+    chosen = settings()
+    build(chosen, Console(quiet=True))
+    base, start, specialist = (
+        weights(folder) for folder in (str(pair_folders["student"]), *map(chosen.location, ("built/start", "built/specialist")))
+    )
+    assert 0 < (start - base).norm() < (specialist - base).norm()
+    cost = cold_start_flops(chosen.location("built/start"))
+    assert cost["cold_start_student"] > 0
+    assert cost["cold_start_teacher"] == 0
+
+
+def test_what_is_there_is_not_made_again(settings, monkeypatch):
+    chosen = settings()
+    build(chosen, Console(quiet=True))
+    monkeypatch.setattr(built, "fit", lambda *_, **__: pytest.fail("trained again"))
+    build(chosen, Console(quiet=True))
+
+
+class PowerCutError(Exception):
+    pass
+
+
+def test_a_build_that_was_interrupted_ends_where_it_would_have(settings, monkeypatch, tmp_path):
+    chosen = settings()
+    build(chosen, Console(quiet=True))
+    whole = weights(chosen.location("built/specialist"))
+    monkeypatch.setattr(config, "CACHE", tmp_path / "other")
+    monkeypatch.setattr(built, "EVERY", 1)
+    reached = []
+
+    def cut(step, loss):
+        reached.append(step)
+        if len(reached) == 5:  # in the midst of the specialist
+            raise PowerCutError
+
+    fit = supervised.fit
+    with monkeypatch.context() as patch:
+        patch.setattr(built, "fit", lambda *args, **options: fit(*args, **options | {"report": cut}))
+        with pytest.raises(PowerCutError):
+            build(chosen, Console(quiet=True))
+    build(chosen, Console(quiet=True))
+    assert torch.equal(weights(chosen.location("built/specialist")), whole)
+
+
+def test_other_settings_lie_in_another_folder(settings):
+    assert settings().built_folder == settings().built_folder
+    assert settings().built_folder != settings(specialist=5).built_folder
+
+
+def test_models_of_other_tasks_or_of_another_base_are_made_anew(settings):
+    chosen = settings()
+    build(chosen, Console(quiet=True))
+    path = chosen.built_folder / "start" / built.MADE_FROM
+    path.write_text(json.dumps({**json.loads(path.read_text()), "before": "another"}))
+    calls = []
+    fit = supervised.fit
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(built, "fit", lambda *args, **options: calls.append(1) or fit(*args, **options))
+        build(chosen, Console(quiet=True))
+    assert calls
+
+
+def test_the_loss_is_on_the_solution_and_its_end_alone(settings, pair_folders):
+    tokenizer = load_tokenizer(str(pair_folders["student"]))
+    suite = tasks_of(settings(), tokenizer)
+    ids, weight = solved(suite, tokenizer)[0]
+    task, doc = suite.docs("train")[0]
+    prompt = len(tokenizer(suite.text(task, doc), add_special_tokens=False).input_ids)
+    assert weight == [0.0] * prompt + [1.0] * (len(ids) - prompt)
+    assert tokenizer.decode(ids) == doc["prompt"] + doc["solution"] + tokenizer.eos_token
+
+
+def test_a_tier_without_models_of_its_own_is_refused():
+    with pytest.raises(UserError, match="builds no models"):
+        build(load("embedded", []), Console(quiet=True))
+
+
+def test_a_model_that_is_not_there_yet_says_how_it_is_made(settings):
+    with pytest.raises(UserError, match="opd-bench build-teacher"):
+        settings().location("built/start")
+    with pytest.raises(UserError, match="`build`"):
+        load("embedded", []).location("built/start")
