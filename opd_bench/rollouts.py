@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from opd_bench import clock
 from opd_bench.decoder import decoder_of
+from opd_bench.privilege import privilege_of
 from opd_bench.sequences import Prompts, Sequences
 
 
@@ -57,13 +58,15 @@ def sample(
     """``group`` responses to every prompt; greedy where ``generator`` is None.
 
     A response ends with EOS or is cut, without EOS, after ``max_response`` tokens. With a ``dtype`` that is not the model's, a copy of it
-    writes, which is faster where the processor multiplies such numbers faster.
+    writes, which is faster where the processor multiplies such numbers faster. A privileged model is shown prompts of its own.
     """
-    ids = prompts.repeat(group).ids
+    privilege = privilege_of(model)
+    ids = (privilege.prompts(prompts) if privilege else prompts).repeat(group).ids
     answers = _Answers(len(ids), max_response, eos)  # made here: what is made in inference mode cannot be trained on
     with clock.part("decode"):  # all but what is another part
         _write(model, ids, answers, generator, temperature, dtype or model.dtype)
-        return answers.after(ids, group)
+        written = answers.after(ids, group)
+    return privilege.plain(written, prompts) if privilege else written
 
 
 def converted(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from opd_bench.losses import events
+from opd_bench.privilege import privilege_of
 from opd_bench.sequences import Sequences
 
 CHUNK_LOGITS = 2**22  # of one model that exist at once: 16 MiB in float32, which an allocator keeps and hands out again
@@ -103,8 +104,10 @@ def micro_batches(sequences: Sequences, tokens: int) -> Iterator[Tensor]:
 def response_hidden(model: PreTrainedModel, sequences: Sequences) -> Tensor:
     """The last hidden state (N, D) that predicts each response token, rows one after the other.
 
-    Padding is on the right, where causal attention never looks, so no mask is needed.
+    Padding is on the right, where causal attention never looks, so no mask is needed. A privileged model is shown its own prompts.
     """
+    if privilege := privilege_of(model):
+        sequences = privilege.sequences(sequences)
     ids_BT = sequences.ids_BT.to(model.device)
     hidden_BTD = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
     return hidden_BTD[:, :-1][sequences.response_BT[:, 1:].to(model.device)]

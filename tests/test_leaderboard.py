@@ -13,6 +13,7 @@ from opd_bench.errors import RunError, UserError
 from opd_bench.exposure import Divergences, Recording
 from opd_bench.leaderboard import SCHEMA_FILE, Leaderboard, assemble, json_schema, read, write
 from opd_bench.records import ArmRecord, CurvePoint, Run
+from opd_bench.report import markdown
 
 STEM, CODING = ["arithmetic", "trace"], ["functions"]
 ITEMS, PROMPTS, LENGTH = 40, 8, 6
@@ -381,3 +382,34 @@ def test_pairs_and_contrasts_are_told_apart_where_seeds_are_too_few(seeds: int, 
 
 def test_what_a_configuration_wants_said_is_said():
     assert "As declared." in assemble(replace(run_of(2), notes=["As declared."]), arms_of({"opd": 0.7}, 2)).notes
+
+
+def test_a_held_out_task_is_shown_and_changes_no_score():
+    plain, arms = assemble(run_of(2), arms_of({"opd": 0.7, "sft": 0.6}, 2)), arms_of({"opd": 0.7, "sft": 0.6}, 2)
+    word = {"words": np.arange(ITEMS) < 10.0}
+    for one in arms:
+        one.greedy.update(word)
+    run = run_of(2)
+    run = replace(run, held_out=["words"], teacher={**run.teacher, **word}, cold_starts=[{**run.cold_starts[0], **word}])
+    board = assemble(run, arms)
+    assert [method.held_out["words"].mean for method in board.methods] == [0.25, 0.25]
+    assert board.teacher.held_out["words"].mean == board.cold_start.held_out["words"].mean == 0.25
+    assert [(method.name, method.score, method.rank) for method in board.methods] == [
+        (method.name, method.score, method.rank) for method in plain.methods
+    ]
+    assert all(not method.held_out for method in plain.methods)
+    assert "| words |" in markdown(board)
+    assert "words" not in markdown(plain)
+
+
+def test_what_was_worn_away_is_the_mean_over_seeds_and_texts():
+    def with_retention(kl: float):
+        return [replace(one, retention={"kl": np.array([kl, 3 * kl]), "gain": np.array([-kl, -kl])}) for one in arms_of({"opd": 0.7}, 2)]
+
+    (method,) = assemble(replace(run_of(2), teacher_retention={"kl": np.ones(4), "gain": np.zeros(4)}), with_retention(0.2)).methods
+    assert method.retention is not None
+    assert method.retention.kl.mean == pytest.approx(0.4)
+    assert method.retention.gain.mean == pytest.approx(-0.2)
+    board = assemble(run_of(2), with_retention(0.2)[:1] + arms_of({"opd": 0.7}, 2)[1:])
+    assert board.methods[0].retention is None  # a seed without figures
+    assert "KL from the start" not in markdown(board)
