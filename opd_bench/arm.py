@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -21,7 +22,8 @@ from opd_bench.config import Config
 from opd_bench.engine import TorchEngine
 from opd_bench.errors import UserError
 from opd_bench.exposure import Recording
-from opd_bench.judge import Judge
+from opd_bench.judge import Answer, Judge, Reader
+from opd_bench.judge_verifier import Verifier
 from opd_bench.ledger import Ledger
 from opd_bench.methods import Method
 from opd_bench.models import Pair, load_pairs
@@ -43,6 +45,8 @@ class Workshop:
     pairs: list[Pair]  # a cold start each; teacher and tokenizer are the same in all
     suite: evaluate.TaskSuite
     judge: Judge
+    verifier: Verifier
+    reader: Reader
     encoded: list[tuple[str, list[int]]]
     counter: Counter
 
@@ -90,7 +94,8 @@ class Workshop:
             max_response=self.config.max_response,
             stream=stream,
             corpus=Corpus(self.pair.teacher, stream, self.pair.eos, self.config.max_response, folder),
-            judge_model=self.judge,
+            judge_model=backends.judge_in(self.judge, corpus_folder.parent),
+            reader=self.reader,
             lr=lr,
             seed=job.seed,
             gradient_checkpointing=self.config.gradient_checkpointing,
@@ -108,22 +113,43 @@ def workshop(config_json: str) -> Workshop:
     pairs = load_pairs([config.location(student) for student in config.students], config.location(config.teacher))
     pair = pairs[0]
     suite = evaluate.tasks_of(config, pair.tokenizer)
-    judge = Judge.from_text(pair.teacher, pair.tokenizer, **config.judge.model_dump())
     context = min(int(model.config.max_position_embeddings) for model in (pair.student, pair.teacher))
     room = context - config.max_response
-    encoded = encode_prompts(suite.prompts("train"), pair.tokenizer, room)
+    prompts = suite.prompts("train")
+    encoded = encode_prompts(prompts, pair.tokenizer, room)
+    verifier = _verifier(suite, prompts)
+    judge = backends.judge_of(config, pair, [text for _, text in prompts], verifier)
     counter = Counter(
         max_prompt=max(len(ids) for _, ids in encoded),
         max_response=config.max_response,
-        max_check=config.judge.max_check,
-        question_tokens=len(judge.question),
+        max_check=0,
+        question_tokens=0,
         student_flops=flops.flop_count(pair.student.config),
         teacher_flops=flops.flop_count(pair.teacher.config),
+        judge_model=judge,
     )
-    judged = counter.max_prompt + config.max_response + counter.question_tokens + config.judge.max_check
-    if judged > context:
-        raise UserError(f"the judge may need {judged} tokens and the teacher's context is {context}; lower max_response or judge.max_check")
-    return Workshop(config, pairs, suite, judge, encoded, counter)
+    longest = judge.worst(torch.tensor([counter.max_prompt + config.max_response])).tokens
+    if judge.context is not None and longest > judge.context:
+        said = f"the judge may need {longest} tokens and its context is {judge.context}"
+        raise UserError(f"{said}; lower max_response{' or judge.max_check' * (config.judge.by == 'check')}")
+    reader = Reader(pair.tokenizer, {tuple(ids): text for (_, ids), (_, text) in zip(encoded, prompts, strict=True)})
+    return Workshop(config, pairs, suite, judge, verifier, reader, encoded, counter)
+
+
+def _verifier(suite: evaluate.TaskSuite, prompts: list[tuple[str, str]]) -> Verifier:
+    """Knows the training documents, whose prompts are ``prompts``, of the tasks that generate."""
+    writing = {name: task for name, task in suite.tasks.items() if task.OUTPUT_TYPE == "generate_until"}
+    seen: dict[str, int] = dict.fromkeys(suite.tasks, -1)
+    places: dict[str, tuple[str, int]] = {}
+    for name, text in prompts:
+        seen[name] += 1
+        if name in writing:
+            places.setdefault(text, (name, seen[name]))
+    return Verifier(suite.score, places, {name: _rows(task.training_docs()) for name, task in writing.items()})
+
+
+def _rows(documents: Any) -> Any:
+    return documents if hasattr(documents, "__getitem__") else list(documents)
 
 
 def run(config: Config, job: Job, out: Path, report: Report) -> None:
@@ -136,15 +162,16 @@ def run(config: Config, job: Job, out: Path, report: Report) -> None:
             model = shop.pair.teacher if job.name == TEACHER else shop.pairs[job.start].student
         else:
             model = _train(shop, job, out, folder, summary, report)
-        summary["seconds"]["train"] = time.perf_counter() - start - summary["seconds"].get("points", 0.0)  # with branches
+        apart = (summary["seconds"].get(stage, 0.0) for stage in ("points", "verification"))
+        summary["seconds"]["train"] = time.perf_counter() - start - sum(apart)  # with branches
         rows, seconds = _measure(shop, job, model, out, folder, ("greedy", "sampled"), report)
         summary["seconds"] |= seconds
         if shop.config.retention.prompts and (job.method or job.name == TEACHER):
             report("measuring retention", 0.8)
             summary["retention"] = _retention(shop, job, model, out)
-        if "judge" in summary.get("spent", {}).get("flops", {}):
+        if "judge" in summary.get("saw", []):
             report("auditing the judge", 0.9)
-            summary["judge_auroc"] = _judge_auroc(shop, rows)
+            summary["judge_auroc"] = _audit(shop, rows, backends.judge_in(shop.judge, out), folder)
         summary["wall_s"] = time.perf_counter() - start
         store.write_json(folder / "arm.json", summary)
         report("done", 1.0)
@@ -154,7 +181,7 @@ def _train(shop: Workshop, job: Job, out: Path, folder: Path, summary: dict, rep
     """Train ``job`` for its budget and for each smaller one; what those come to is scored at once, in a folder each."""
     budgets, cooldown, steps = shop.config.budgets, shop.config.cooldown, []
     smaller = [budgets[share] for share in shop.config.budget.points]
-    summary |= {"points": [], "seconds": {"branches": 0.0, "points": 0.0}}
+    summary |= {"points": [], "seconds": {"branches": 0.0, "points": 0.0, "verification": 0.0}}
 
     def start(limit: float) -> tuple[Method, Bench]:
         torch.manual_seed(job.seed)
@@ -162,7 +189,9 @@ def _train(shop: Workshop, job: Job, out: Path, folder: Path, summary: dict, rep
         return method, shop.bench(shop.engine(job, student, method.config.lr, out / "corpus"), limit)
 
     def on_step(progress: Progress) -> None:
-        steps.append(asdict(progress))
+        begun = time.perf_counter()
+        steps.append({**asdict(progress), **_verified(shop, _engine(bench))})
+        summary["seconds"]["verification"] += time.perf_counter() - begun
         report("training", progress.share)
 
     def on_branch(_: Method, branch: Bench) -> None:
@@ -188,6 +217,7 @@ def _train(shop: Workshop, job: Job, out: Path, folder: Path, summary: dict, rep
         "spent": _spent(bench),
         "saw": bench.ledger.saw(),
         "mismatch": {**asdict(mismatch), "mean": mismatch.mean} if (mismatch := _engine(bench).mismatch).tokens else None,
+        "judge": _judge(bench, steps),
         "prompts": bench.position,
         "own_schedule": method.own_schedule,
     }
@@ -237,16 +267,57 @@ def _retention(shop: Workshop, job: Job, model: PreTrainedModel, out: Path) -> d
     return {name: of_N.tolist() for name, of_N in retention.measure(model, start, texts).items()}
 
 
-def _judge_auroc(shop: Workshop, rows: list[dict]) -> dict[str, float | None]:
-    """By task, how well the judge tells the arm's own right sampled responses from its wrong ones; None where all are one or the other.
+def _verified(shop: Workshop, engine: TorchEngine) -> dict[str, Any]:
+    """Mean verdict and length of what was judged since the last step, and how much of it the tasks' own scorers hold right.
 
-    Taken on the first evaluation items of each task, as many as the exposure measurement takes.
+    After the fact, for the report alone: no method sees it, and nobody is charged for it.
     """
-    prompts, found = shop.suite.prompts("test"), {}
-    for task in shop.suite.tasks:
+    taken, engine.judged[:] = [*engine.judged], []
+    answers = [answer for some, _ in taken for answer in some]
+    if not answers:
+        return {}
+    known = [score for score in shop.verifier.scores(answers) if score is not None]
+    return {
+        "judged": len(answers),
+        "verdict": torch.cat([judgement.verdict_B for _, judgement in taken]).mean().item(),
+        "unreadable": sum(int(judgement.unreadable_B.sum()) for _, judgement in taken),
+        "verified": sum(known) / len(known) if known else None,
+        "verifiable": len(known),
+    }
+
+
+def _judge(bench: Bench, steps: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """What the verdicts came to; None where no judge was asked."""
+    engine = _engine(bench)
+    charges = [charge for charge in bench.ledger.charges if charge.kind == engine.judge_kind]
+    if not charges:
+        return None
+    verdicts = sum(step.get("judged", 0) for step in steps) + sum(len(answers) for answers, _ in engine.judged)  # of a step cut short
+    totals = {name: sum(getattr(charge, name) for charge in charges) for name in ("tokens", "flops", "seconds", "dollars")}
+    return {"name": engine.judge_model.name, "kind": engine.judge_kind, "verdicts": verdicts, **totals}
+
+
+def _audit(shop: Workshop, rows: list[dict], judge: Judge, folder: Path) -> dict[str, float | None]:
+    """Leave what the judge says of the arm's own sampled responses in ``folder``, with its options in either order; the AUROC by task.
+
+    Taken on the first evaluation items of each task, as many as the exposure measurement takes; None where all are right or all wrong.
+    """
+    prompts, table, found, swapped = shop.suite.prompts("test"), [], {}, judge.swapped()
+    for task in shop.suite.scored:
         written = [row for row in rows if row["decoding"] == "sampled" and row["task"] == task][: shop.config.exposure.prompts]
-        asked = [prompt for name, prompt in prompts if name == task]  # in the order of the items
-        texts = [prompt + row["response"] for prompt, row in zip(asked, written, strict=False)]
-        verdict_B = shop.judge.of(shop.pair.tokenizer(texts, add_special_tokens=False).input_ids).verdict_B
-        found[task] = auroc(verdict_B.tolist(), [row["score"] > 0.5 for row in written])
+        asked = [prompt for name, prompt in prompts if name == task][: len(written)]  # in the order of the items
+        texts = [prompt + row["response"] for prompt, row in zip(asked, written, strict=True)]
+        ids = shop.pair.tokenizer(texts, add_special_tokens=False).input_ids
+        answers = [Answer(list(own), prompt, row["response"]) for own, prompt, row in zip(ids, asked, written, strict=True)]
+        lengths = [len(own) for own in shop.pair.tokenizer([row["response"] for row in written], add_special_tokens=False).input_ids]
+        judgement = judge(answers)
+        verdicts, right = judgement.verdict_B.tolist(), [row["score"] > 0.5 for row in written]
+        others = swapped(answers).verdict_B.tolist() if swapped else [None] * len(answers)
+        columns = (written, verdicts, others, right, lengths, judgement.unreadable_B.tolist())
+        table += [
+            {"task": task, "doc": row["doc"], "verdict": verdict, "swapped": other, "right": so, "tokens": length, "unreadable": unread}
+            for row, verdict, other, so, length, unread in zip(*columns, strict=True)
+        ]
+        found[task] = auroc(verdicts, right)
+    store.write_jsonl(folder / "judged.jsonl", table)
     return found

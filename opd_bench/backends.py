@@ -1,18 +1,23 @@
-"""Who samples and who scores, as the configuration says; what does not fit together is found before anything trains."""
+"""Who samples, who scores and who judges, as the configuration says; what does not fit together is found before anything trains."""
 
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opd_bench.behind import Behind
 from opd_bench.config import Config
 from opd_bench.errors import UserError
-from opd_bench.models import Pair
+from opd_bench.judge import Judge
+from opd_bench.judge_endpoint import VERDICTS, EndpointJudge
+from opd_bench.judge_model import RATING, YES_NO, CheckJudge, Options, ReadJudge, rating, yes_or_no
+from opd_bench.judge_verifier import Verifier
+from opd_bench.models import Pair, load_model, load_tokenizer
 from opd_bench.rollouts import ROWS, Sampler, sample
 from opd_bench.scoring import FOREIGN, ModelTeacher, Teacher, signal_error
 from opd_bench.sequences import Prompts
@@ -21,6 +26,7 @@ from opd_bench.teacher_server import PROBE, ServerTeacher
 from opd_bench.vllm_sampler import VLLMSampler, library
 from opd_bench.vllm_server_sampler import VLLMServerSampler
 
+GROWN = 256  # prompts on which two vocabularies are compared
 PROBED = 4  # texts on which a server or signal is compared with the model itself
 
 
@@ -92,3 +98,50 @@ def check_teacher(config: Config, pair: Pair, prompts: list[list[int]], longest:
             "serve the teacher that the configuration names"
         )
     return error
+
+
+def judge_of(config: Config, pair: Pair, prompts: list[str], verifier: Verifier) -> Judge:
+    """Whoever gives verdicts. UserError where it cannot be asked; ``prompts`` are those of training, as text."""
+    judging = config.judge
+    if judging.by == "verifier":
+        return verifier
+    if judging.by == "endpoint":
+        assert judging.endpoint
+        rates = judging.endpoint.answer == "rating"
+        template, options, other = _question(config, rates)
+        return EndpointJudge(str(judging.model), template, options, other, judging.endpoint, Path(), judging.parameters)
+    model, own, growth = pair.teacher, pair.tokenizer, 1.0
+    if judging.model is not None:
+        location = model_location(judging.model)
+        model, own = load_model(location), load_tokenizer(location)
+    if own.get_vocab() != pair.tokenizer.get_vocab() or judging.by != "check":
+        growth = _growth(pair.tokenizer, own, prompts[:GROWN])
+    if judging.by == "check":
+        said = judging.model_dump(include={"question", "yes", "no", "max_check", "at_random"})
+        judge = CheckJudge.from_text(model, own, **said)
+        return replace(judge, tokenizer=own, growth=growth) if judging.model is not None else judge
+    return ReadJudge(model, own, *_question(config, judging.by == "rubric"), growth)
+
+
+def check_judge(judge: Judge, out: Path) -> None:
+    """UserError if an endpoint does not answer as it should; the one question that this takes is kept in ``out``."""
+    if isinstance(judge, EndpointJudge):
+        judge.at(out / VERDICTS).check()
+
+
+def judge_in(judge: Judge, out: Path) -> Judge:
+    """``judge`` with its memory, if it has one, in the folder ``out`` of the whole comparison."""
+    return judge.at(out / VERDICTS) if isinstance(judge, EndpointJudge) else judge
+
+
+def _question(config: Config, rates: bool) -> tuple[str, Options, Options]:
+    judging = config.judge
+    if rates:
+        return judging.template or RATING, rating(judging.scale), rating(judging.scale, swapped=True)
+    return judging.template or YES_NO, yes_or_no(), yes_or_no(swapped=True)
+
+
+def _growth(student: PreTrainedTokenizerBase, judge: PreTrainedTokenizerBase, texts: list[str]) -> float:
+    """The most tokens of the judge for one of the student's, over ``texts``; 1 at least."""
+    pairs = zip(*(tokenizer(texts, add_special_tokens=False).input_ids for tokenizer in (judge, student)), strict=True)
+    return max(1.0, *(len(its) / len(own) for its, own in pairs if own))

@@ -22,7 +22,7 @@ import torch
 
 from opd_bench.errors import RunError
 from opd_bench.flops import FlopCount
-from opd_bench.ledger import Ledger
+from opd_bench.ledger import VERIFIER, Ledger
 from opd_bench.losses import Loss
 from opd_bench.sequences import Prompts, Sequences
 
@@ -38,11 +38,25 @@ class Signal:
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What the judge wrote (its own tokens) and how probable it held the answer to be right, 0 to 1."""
+class Usage:
+    """Tokens that the judge read and wrote for each verdict, and what somebody asked for them all in dollars."""
 
-    checks: Sequences
+    read_B: torch.Tensor
+    written_B: torch.Tensor
+    dollars: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        return int((self.read_B + self.written_B).sum())
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How probable the judge held each answer to be right, 0 to 1; ``unreadable_B`` where it gave no verdict, which then is 0.5."""
+
     verdict_B: torch.Tensor
+    usage: Usage
+    unreadable_B: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -60,12 +74,13 @@ class Engine(Protocol):
     @property
     def max_response(self) -> int: ...
     @property
-    def max_check(self) -> int: ...
+    def judge_kind(self) -> str: ...
     @property
-    def question_tokens(self) -> int: ...
+    def judge_flops(self) -> FlopCount: ...
     def prompts(self, start: int, count: int) -> Prompts: ...
     def teacher_text(self, rows: Sequence[int]) -> tuple[Sequences, float]: ...
     def sample(self, prompts: Prompts, group: int) -> Sequences: ...
+    def judge_most(self, sequences: Sequences) -> Usage: ...
     def judge(self, sequences: Sequences) -> Judgement: ...
     def update(self, sequences: Sequences, loss: Loss, *, teacher: bool, weights_B: torch.Tensor | None, lr_scale: float) -> Updated: ...
     def fork(self) -> Engine: ...
@@ -148,13 +163,16 @@ class Bench:
         return Signal(sequences)
 
     def judge(self, sequences: Sequences) -> torch.Tensor:
-        """``verdict_B``: the judge's probability, 0 to 1, that each response is right. It never sees the ground truth."""
-        question, limit = self.engine.question_tokens, self.engine.max_check
-        worst = self.teacher_flops.sample(sequences.length_B + question, torch.tensor(limit))
-        most = int(sequences.length_B.sum()) + (question + limit) * len(sequences)
-        with self.ledger.reserve("judge", worst, most) as bill:
+        """``verdict_B``: the judge's probability, 0 to 1, that each response is right.
+
+        It never sees the ground truth, unless the configuration asks for the verifier itself: that is free, and then this is RLVR.
+        """
+        kind, flops, most = self.engine.judge_kind, self.engine.judge_flops, self.engine.judge_most(sequences)
+        with self.ledger.reserve(kind, flops.sample(most.read_B, most.written_B), most.tokens, most.dollars) as bill:
             judgement = self.engine.judge(sequences)
-            bill.settle(_sampled(self.teacher_flops, judgement.checks), int(judgement.checks.length_B.sum()))
+            used = judgement.usage
+            seconds = 0.0 if kind == VERIFIER else None
+            bill.settle(flops.sample(used.read_B, used.written_B), used.tokens, seconds, used.dollars)
         return judgement.verdict_B
 
     def update(self, sequences: Sequences, loss: Loss, *, signal: Signal | None = None, weights: torch.Tensor | None = None) -> float:

@@ -18,11 +18,13 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from opd_bench import leaderboard, plots, report, store, suite
-from opd_bench.config import Config
+from opd_bench import judge_audit, judge_report, leaderboard, plots, report, store, suite
+from opd_bench.config import Config, determining
 from opd_bench.errors import RunError, UserError
+from opd_bench.judge_endpoint import VERDICTS
 from opd_bench.launch import carry_out
 from opd_bench.leaderboard import Leaderboard
+from opd_bench.ledger import VERIFIER
 from opd_bench.models import cold_start_flops
 from opd_bench.plan import Job, describe, jobs
 from opd_bench.records import ArmRecord, CurvePoint, Run
@@ -43,7 +45,7 @@ def compare(config: Config, out: Path, command: str, workers: int, console: Cons
             with suppress(UserError):  # absent, damaged or of another version: made anew from the arms
                 return leaderboard.read(out / "leaderboard.json")
         else:
-            _write_manifest(config, out, command, planned, preflight(config, planned, min(workers, len(missing))))
+            _write_manifest(config, out, command, planned, preflight(config, planned, min(workers, len(missing)), out))
             store.sweep(out)
             done = len(planned) - len(missing)
             if done:
@@ -52,7 +54,7 @@ def compare(config: Config, out: Path, command: str, workers: int, console: Cons
         return publish(config, out, planned)
 
 
-def preflight(config: Config, planned: list[Job], workers: int) -> dict[str, dict[str, float] | None]:
+def preflight(config: Config, planned: list[Job], workers: int, out: Path) -> dict[str, dict[str, float] | None]:
     """Everything that can be found wrong before the first step of ``workers`` jobs side by side. UserError.
 
     Returns the overlap of training and test items by task, and how a sparse teacher signal differs from the teacher.
@@ -69,6 +71,7 @@ def preflight(config: Config, planned: list[Job], workers: int) -> dict[str, dic
             for limit in sorted(config.budgets.values(), reverse=True):
                 require_one_step(job.build(), shop.counter, limit, config.axis)
     signal = backends.check_teacher(config, shop.pair, prompts, shop.longest)
+    backends.check_judge(shop.judge, out)
     return {"train_test_overlap": evaluate.overlap(shop.suite), "teacher_signal": signal}
 
 
@@ -89,10 +92,10 @@ def _check_folder(config: Config, out: Path) -> None:
     path = out / "manifest.json"
     if path.exists():
         theirs = store.read_json(path)
-        if theirs.get("config") != config.model_dump(mode="json"):
+        if determining(theirs.get("config") or {}) != determining(config.model_dump(mode="json")):
             hashes = f"{theirs.get('config_hash')}, not {config.digest}"
             raise UserError(f"{out} holds the results of another configuration ({hashes}); choose another --out")
-    elif out.exists() and any(entry.suffix != ".part" for entry in out.iterdir()):
+    elif out.exists() and any(entry.suffix != ".part" and entry.name != VERDICTS for entry in out.iterdir()):
         raise UserError(f"{out} is not empty and holds no manifest.json of a comparison; choose another --out")
 
 
@@ -190,7 +193,7 @@ def _record(job: Job, out: Path, start: CurvePoint) -> ArmRecord:
     points = [_point(store.point_folder(folder, point["share"]), **point) for point in summary["points"]]
     end = _point(folder, 1.0, summary["spent"])
     return ArmRecord(
-        method=job.name,
+        method=marked(job.name, summary["saw"]),
         seed=job.seed,
         start=job.start,
         share_spent=summary["share_spent"],
@@ -202,12 +205,18 @@ def _record(job: Job, out: Path, start: CurvePoint) -> ArmRecord:
         own_schedule=summary["own_schedule"],
         judge_auroc=_mean_known(summary.get("judge_auroc", {})),
         retention=_retention(job, out),
+        judged=judge_audit.read(folder, summary),
         version=job.run_id,
     )
 
 
 def _retention(job: Job, out: Path) -> dict[str, np.ndarray]:
     return {name: np.array(values) for name, values in store.read_json(job.folder(out) / "arm.json").get("retention", {}).items()}
+
+
+def marked(name: str, saw: list[str]) -> str:
+    """The name of a method; one that the verifier itself rewarded says so wherever it stands."""
+    return f"{name} (RLVR)" if VERIFIER in saw else name
 
 
 def _mean_known(by_task: dict[str, float | None]) -> float | None:
@@ -224,6 +233,7 @@ def records(config: Config, out: Path, planned: list[Job]) -> tuple[Run, list[Ar
     (teacher, *starts), arms = ([job for job in planned if bool(job.method) == trained] for trained in (False, True))
     nothing = {"flops": {}, "tokens": {}, "seconds": {}}
     origins = [_point(start.folder(out), 0.0, nothing) for start in starts]
+    named = {job.name: marked(job.name, store.read_json(job.folder(out) / "arm.json")["saw"]) for job in arms}
     run = Run(
         tier=config.tier,
         command=manifest["command"],
@@ -244,7 +254,7 @@ def records(config: Config, out: Path, planned: list[Job]) -> tuple[Run, list[Ar
         overlap=manifest["train_test_overlap"],
         teacher_retention=_retention(teacher, out),
         steps=_by_task(teacher.folder(out), "greedy", "steps"),
-        contrasts=config.contrasts,
+        contrasts={name: {named[method]: weight for method, weight in of.items()} for name, of in config.contrasts.items()},
         notes=[*config.notes, *[STALE] * config.rollouts.staleness],
     )
     return run, [_record(job, out, origins[job.start]) for job in arms]
@@ -256,6 +266,12 @@ def publish(config: Config, out: Path, planned: list[Job]) -> Leaderboard:
     board = leaderboard.assemble(run, arms, config.exposure.draws, config.gates)
     names = list(dict.fromkeys(arm.method for arm in arms))
     plots.draw(board, run, arms, names, out)
+    judges = {name: [arm.judged for arm in arms if arm.method == name and arm.judged] for name in names}
+    if judges := {name: of for name, of in judges.items() if of}:
+        plots.draw_judges(judges, names, out)
+        audits = {method.name: method.judge for method in board.methods if method.judge}
+        store.write_text(out / "judge.json", judge_report.to_json(audits, judges))
+        store.write_text(out / "judge.md", judge_report.markdown(audits))
     found = suite.suite(_students(run, arms), run.teacher_recording, config.exposure.draws)
     store.write_text(out / "exposure.json", suite.to_json(found))
     figures = plots.draw_exposure(found, names, out)

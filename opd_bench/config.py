@@ -82,14 +82,72 @@ class Build(_Part):
     lr: float = Field(gt=0, allow_inf_nan=False)
 
 
-class JudgeText(_Part):
-    """How the teacher is asked for a verdict."""
+class Endpoint(_Part):
+    """A judge behind a server that speaks OpenAI's chat completions."""
 
-    question: str
-    yes: str
+    url: str = Field(pattern=r"^https?://.*[^/]$", description="of the server, without the path chat/completions: http://127.0.0.1:8000/v1")
+    key_variable: str | None = Field(None, description="environment variable that holds the key; no key is ever written down")
+    answer: Literal["rating", "yes_no"] = Field("rating", description="what the template asks for")
+    logprobs: bool = Field(True, description="ask for the probabilities of the answer's token; without them its text alone counts")
+    max_read: int = Field(4096, ge=1, description="tokens that a question may come to, as the server counts; reserved for each verdict")
+    max_written: int = Field(16, ge=1, description="tokens that the judge may write")
+    dollars_per_million_read: float = Field(0.0, ge=0, allow_inf_nan=False)
+    dollars_per_million_written: float = Field(0.0, ge=0, allow_inf_nan=False)
+    most_dollars: float | None = Field(None, ge=0, allow_inf_nan=False, description="that all arms together may pay; may be raised later")
+    per_minute: float | None = Field(None, gt=0, allow_inf_nan=False, description="requests of one process")
+    concurrency: int = Field(8, ge=1, description="requests of one process under way at once")
+    timeout_s: float = Field(120.0, gt=0, allow_inf_nan=False)
+
+
+PACE = ("most_dollars", "per_minute", "concurrency", "timeout_s")  # of an endpoint: they bear on no result
+
+
+class Judging(_Part):
+    """Who judges an answer, and how it is asked."""
+
+    by: Literal["check", "yes_no", "rubric", "endpoint", "verifier"] = Field(
+        "check",
+        description="check: a model writes one, then yes or no; yes_no, rubric: its next token after a question; endpoint: a server of "
+        "others; verifier: the tasks' own scorers, which makes it RLVR",
+    )
+    model: str | None = Field(None, description="who judges: a folder or hub id, default the teacher; for an endpoint its name there")
+    template: str | None = Field(None, description="question of yes_no, rubric and endpoint, with {prompt}, {response} and {options}")
+    scale: int = Field(9, ge=2, le=10, description="best rating; up to 9 each is one token and the mean of its distribution is taken")
+    parameters: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="of an endpoint's model, those active per token: for FLOPs"
+    )
+    endpoint: Endpoint | None = None
+    question: str = Field(description="of check: follows prompt and response")
+    yes: str = Field(description="of check: how a verdict ends")
     no: str
-    max_check: int = Field(gt=0, description="tokens the judge may write")
-    at_random: bool = Field(False, description="a control: the same checks at the same cost, verdicts drawn by lot")
+    max_check: int = Field(gt=0, description="of check: tokens the judge may write")
+    at_random: bool = Field(False, description="of check, a control: the same checks at the same cost, verdicts drawn by lot")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if (self.by == "endpoint") != (self.endpoint is not None):
+            raise ValueError("judge.endpoint and judge.by: endpoint need each other: give both or neither")
+        if self.by == "endpoint" and self.model is None:
+            raise ValueError("judge.model must say what the endpoint calls its model")
+        if self.by == "rubric" and self.scale > 9:
+            raise ValueError(
+                "judge.scale may be 9 at most where probabilities of digits are read, as 10 is two tokens in many vocabularies"
+            )
+        if self.at_random and self.by != "check":
+            raise ValueError("judge.at_random is a control for judge.by: check")
+        return self
+
+    @field_validator("template")
+    @classmethod
+    def _fills(cls, template: str | None) -> str | None:
+        if template is not None:
+            try:
+                template.format(prompt="", response="", options="")
+            except (KeyError, IndexError, ValueError) as error:
+                raise ValueError(f"{error} in the template: write braces that stand for themselves twice") from None
+            if "{prompt}" not in template or "{response}" not in template:
+                raise ValueError("the template needs {prompt} and {response}")
+        return template
 
 
 class Rollouts(_Part):
@@ -162,7 +220,7 @@ class Config(_Part):
     max_response: int = Field(ge=1, description="tokens of a rollout")
     rollouts: Rollouts = Rollouts()  # pyright: ignore[reportCallIssue]
     scoring: Scoring = Scoring()  # pyright: ignore[reportCallIssue]
-    judge: JudgeText
+    judge: Judging
     evaluation: Evaluation = Evaluation()  # pyright: ignore[reportCallIssue]
     exposure: Exposure = Exposure()  # pyright: ignore[reportCallIssue]
     retention: Retention = Retention()  # pyright: ignore[reportCallIssue]
@@ -188,6 +246,12 @@ class Config(_Part):
     def _chatting(self) -> Self:
         if self.retention.prompts and not self.chat:
             raise ValueError("retention.prompts needs chat: true, as the start writes the messages by its chat template")
+        return self
+
+    @model_validator(mode="after")
+    def _countable(self) -> Self:
+        if self.judge.by == "endpoint" and self.budget.axis == "flops" and self.judge.parameters is None:
+            raise ValueError("the FLOPs of an endpoint are not known: give judge.parameters, or match on dollars, seconds or tokens")
         return self
 
     @property
@@ -234,12 +298,21 @@ class Config(_Part):
 
     @property
     def digest(self) -> str:
-        """Hash of everything in the configuration."""
-        return _digest(self.model_dump(mode="json"))
+        """Hash of everything in the configuration that bears on results."""
+        return _digest(determining(self.model_dump(mode="json")))
 
 
 def _digest(document: dict) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def determining(document: dict[str, Any]) -> dict[str, Any]:
+    """A configuration's document without what bears on no result, such as what may be paid: that may change when a run resumes."""
+    endpoint = (document.get("judge") or {}).get("endpoint")
+    if not endpoint:
+        return document
+    kept = {key: value for key, value in endpoint.items() if key not in PACE}
+    return {**document, "judge": {**document["judge"], "endpoint": kept}}
 
 
 def tiers() -> list[str]:

@@ -32,7 +32,7 @@ from opd_bench.config import read_yaml
 from opd_bench.engine import TorchEngine
 from opd_bench.errors import RunError, UserError, did_you_mean
 from opd_bench.flops import flop_count
-from opd_bench.judge import Judge
+from opd_bench.judge_model import CheckJudge
 from opd_bench.ledger import Ledger, OverBudgetError
 from opd_bench.methods import Method, Source, find, shipped
 from opd_bench.prompts import Corpus, Stream
@@ -175,7 +175,7 @@ def bench_of(method: Method, seed: int, folder: Path) -> tuple[Bench, Counter]:
     encoded = [("task", [draw.randrange(2, VOCABULARY) for _ in range(draw.randint(2, 5))]) for _ in range(100)]
     student, teacher, stream = llama(1, layers=1), llama(2, layers=2), Stream(encoded, seed)
     corpus = Corpus(teacher, stream, EOS, RESPONSE, folder / f"seed-{seed}")
-    judge = Judge(teacher, QUESTION, YES, NO, EOS, max_check=CHECK)
+    judge = CheckJudge(teacher, QUESTION, YES, NO, EOS, max_check=CHECK)
     engine = TorchEngine(student, ModelTeacher(teacher), EOS, RESPONSE, stream, corpus, judge, method.config.lr, seed)
     counts = flop_count(student.config), flop_count(teacher.config)
     counter = Counter(stream.longest, RESPONSE, CHECK, len(QUESTION), *counts)

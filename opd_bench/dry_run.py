@@ -21,7 +21,7 @@ from opd_bench.trace import full_batch, worst_case
 def show_plan(config: Config, out: Path, workers: int, console: Console) -> None:
     """Print every method's arms, the cost of its steps by kind of charge, and an estimate of the training time."""
     planned = jobs(config)
-    compare.preflight(config, planned, workers)
+    compare.preflight(config, planned, workers, out)
     shop = arm.workshop(config.model_dump_json())
     arms = [job for job in planned if job.method]
     table = Table(
@@ -57,7 +57,7 @@ def _seconds_per_unit(shop: arm.Workshop, job: Job) -> float:
     """Of the budget's axis."""
     method = job.build()
     with tempfile.TemporaryDirectory() as folder:
-        engine = shop.engine(job, copy.deepcopy(shop.pairs[job.start].student), method.config.lr, Path(folder))
+        engine = shop.engine(job, copy.deepcopy(shop.pairs[job.start].student), method.config.lr, Path(folder) / "corpus")
         bench = shop.bench(engine, shop.config.limit)
         bench.batch = full_batch(method)
         start = time.perf_counter()

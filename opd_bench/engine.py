@@ -20,10 +20,11 @@ from transformers import PreTrainedModel
 
 from opd_bench import clock
 from opd_bench.behind import Behind
-from opd_bench.bench import Judgement, Updated
+from opd_bench.bench import Judgement, Updated, Usage
 from opd_bench.checkpointing import checkpointed
 from opd_bench.errors import RunError
-from opd_bench.judge import Judge
+from opd_bench.flops import FlopCount
+from opd_bench.judge import Answer, Judge, Reader
 from opd_bench.losses import Loss, Tokens
 from opd_bench.mismatch import Mismatch
 from opd_bench.rollouts import Sampler, sample
@@ -50,6 +51,8 @@ class TorchEngine:
     micro_tokens: int = 8192
     gradient_checkpointing: bool = False
     sampler: Sampler = sample
+    reader: Reader = field(default_factory=Reader)
+    judged: list[tuple[list[Answer], Judgement]] = field(default_factory=list, repr=False)  # since somebody last took them
     updates: int = 0
     following: int = 0  # row of the stream where the next prompts are expected
     mismatch: Mismatch = field(default_factory=Mismatch)
@@ -61,12 +64,12 @@ class TorchEngine:
         self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=self.lr, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.0, fused=True)
 
     @property
-    def max_check(self) -> int:
-        return self.judge_model.max_check
+    def judge_kind(self) -> str:
+        return self.judge_model.kind
 
     @property
-    def question_tokens(self) -> int:
-        return len(self.judge_model.question)
+    def judge_flops(self) -> FlopCount:
+        return self.judge_model.flops
 
     def prompts(self, start: int, count: int) -> Prompts:
         self.following = start + count
@@ -82,14 +85,20 @@ class TorchEngine:
             self.sampler.go_on(self.student, self.stream(self.following, len(prompts)))
         return replace(rollouts, updates=self.updates)
 
+    def judge_most(self, sequences: Sequences) -> Usage:
+        return self.judge_model.most(self.reader(sequences))
+
     def judge(self, sequences: Sequences) -> Judgement:
         with clock.part("judge", owner=True):
-            return self.judge_model(sequences)
+            answers = self.reader(sequences)
+            judgement = self.judge_model(answers)
+        self.judged.append((answers, judgement))
+        return judgement
 
     def fork(self) -> TorchEngine:
         """An engine whose student, optimiser and random state go on from here by themselves; the rest is shared."""
         sampler = self.sampler.fork() if isinstance(self.sampler, Behind) else self.sampler
-        other = replace(self, student=copy.deepcopy(self.student), mismatch=replace(self.mismatch), sampler=sampler)
+        other = replace(self, student=copy.deepcopy(self.student), mismatch=replace(self.mismatch), sampler=sampler, judged=[])
         other.optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
         other.generator.set_state(self.generator.get_state())
         return other

@@ -17,9 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from opd_bench.ledger import VERIFIER
 from opd_bench.records import ArmRecord, Run
 from opd_bench.statistics import over_items
 
+GARBAGE = 0.2  # most of a judge's answers that may give no verdict
 UNSPENT = 0.01  # share of the budget an arm may leave, or pass where what a verb takes is not known before it ran (seconds)
 
 
@@ -117,8 +119,11 @@ def _budget(run: Run, arms: Mapping[str, Sequence[ArmRecord]]) -> Iterator[Gate]
 
 def _judge(arms: Mapping[str, Sequence[ArmRecord]], least: float | None) -> Iterator[Gate]:
     for name, group in arms.items():
+        if any(VERIFIER in arm.saw for arm in group):
+            yield Gate("judge", None, f"{name} was rewarded by the verifier itself: RLVR, a reference and not a judge's work.", (name,))
         if not any("judge" in arm.saw for arm in group):
             continue
+        yield from _readable(name, group)
         known = [arm.judge_auroc for arm in group if arm.judge_auroc is not None]
         if least is None or not known:
             yield Gate("judge", None, "switched off." if least is None else f"{name}'s judge met answers of one kind only.", (name,))
@@ -129,3 +134,11 @@ def _judge(arms: Mapping[str, Sequence[ArmRecord]], least: float | None) -> Iter
         else:
             said = f"{name}'s judge hardly tells right from wrong (AUROC {skill:.2f}, less than {least:.2f})"
             yield Gate("judge", False, f"{said}, so its verdicts taught nothing: use another judge.", (name,))
+
+
+def _readable(name: str, group: Sequence[ArmRecord]) -> Iterator[Gate]:
+    """Trips where a judge gives no verdict on many of an arm's own answers."""
+    shares = [share for arm in group if arm.judged and (share := arm.judged.unreadable) is not None]
+    if shares and (found := float(np.mean(shares))) > GARBAGE:
+        said = f"{name}'s judge returns garbage: {found:.0%} of its answers give no verdict, more than {GARBAGE:.0%}"
+        yield Gate("judge", False, f"{said}: change its template or use another judge.", (name,))

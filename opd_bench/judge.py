@@ -1,75 +1,97 @@
-"""An AI judge: the teacher is asked whether a written answer is right, checks it in writing and says yes or no.
+"""What a judge is: it is shown a task and a response, and says how probable it holds the response to be right.
 
-Shapes: B sequences.
+    answers = Reader(tokenizer, prompts)(sequences)
+    with ledger.reserve(judge.kind, cost_of(judge.most(answers))) as bill:
+        judgement = judge(answers)
+        judgement.verdict_B, judgement.usage, judgement.unreadable_B
+
+Kinds: `judge_model.py` (a local model that writes a check, or whose next token is read), `judge_endpoint.py` (a server of others) and
+`judge_verifier.py` (the tasks' own scorers, for reference). `backends.py` chooses by the configuration.
+
+Shapes: B answers.
 """
 
 from __future__ import annotations
 
-import random
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from opd_bench.bench import Judgement
-from opd_bench.errors import UserError
-from opd_bench.models import eos_id
-from opd_bench.rollouts import sample
-from opd_bench.sequences import Prompts, Sequences
+from opd_bench.bench import Judgement, Usage
+from opd_bench.flops import FlopCount
+from opd_bench.sequences import Sequences
 
 
 @dataclass(frozen=True)
-class Judge:
-    """``question`` is appended to prompt and response; the last token before EOS of what follows is the verdict."""
+class Answer:
+    """A prompt with a response to it: in the student's tokens without EOS, and as text without chat markup where that is known."""
 
-    model: PreTrainedModel
-    question: list[int]
-    yes: int
-    no: int
-    eos: int
-    max_check: int
-    at_random: bool = False  # verdicts by lot, one for each text, whatever the check says
+    ids: list[int]
+    prompt: str = ""
+    response: str = ""
 
-    @classmethod
-    def from_text(
-        cls,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        question: str,
-        yes: str,
-        no: str,
-        max_check: int,
-        at_random: bool = False,
-    ) -> Judge:
-        def encode(text: str) -> list[int]:
-            return list(tokenizer(text, add_special_tokens=False).input_ids)
 
-        if encode(yes)[-1] == encode(no)[-1]:
-            raise UserError(f"judge.yes {yes!r} and judge.no {no!r} end with the same token; choose words that don't")
-        return cls(model, encode(question), encode(yes)[-1], encode(no)[-1], eos_id(tokenizer), max_check, at_random)
+class Judge(Protocol):
+    """Who gives verdicts. No answer carries the ground truth, so none but the verifier, which has it, can look at it."""
 
-    def __call__(self, sequences: Sequences) -> Judgement:
-        """Judge every response; one that was cut by the length limit is judged like any other: as it stands."""
-        answers = []
-        for row in range(len(sequences)):
-            ids = sequences.ids_BT[row, : sequences.length_B[row]].tolist()
-            answers.append(ids[:-1] if sequences.finished_B[row] else ids)
-        return self.of(answers)
+    @property
+    def name(self) -> str:
+        """For the report: what it is and how it is asked."""
+        ...
 
-    def of(self, answers: list[list[int]]) -> Judgement:
-        """The verdict on each prompt with its response, without EOS.
+    @property
+    def kind(self) -> str:
+        """Of its charges: "judge", or "verifier"."""
+        ...
 
-        It is the probability of "yes" where "yes" or "no" was written, and 0.5 where neither was.
-        """
-        asked = [ids + self.question for ids in answers]
-        checks = sample(self.model, Prompts(asked, [""] * len(asked)), max_response=self.max_check, eos=self.eos, generator=None)
-        if self.at_random:
-            return Judgement(checks, torch.tensor([random.Random(str(ids)).random() for ids in asked]))
-        verdict_B = torch.full((len(asked),), 0.5)
-        for row in range(len(asked)):
-            place = int(checks.length_B[row]) - 1 - int(checks.finished_B[row])
-            token, probability = int(checks.ids_BT[row, place]), float(checks.logprob_BT[row, place].exp())
-            if place >= checks.prompt_B[row] and token in (self.yes, self.no):
-                verdict_B[row] = probability if token == self.yes else 1 - probability
-        return Judgement(checks, verdict_B)
+    @property
+    def flops(self) -> FlopCount: ...
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that question and answer may have together; None where only a server knows."""
+        ...
+
+    def worst(self, length_B: torch.Tensor) -> Usage:
+        """What verdicts on answers of so many tokens may take, as far as lengths can tell: for the trace of a step."""
+        ...
+
+    def most(self, answers: Sequence[Answer]) -> Usage:
+        """What the verdicts on these very answers may take: for the reserve. None takes more."""
+        ...
+
+    def __call__(self, answers: Sequence[Answer]) -> Judgement: ...
+
+    def swapped(self) -> Judge | None:
+        """The same judge asked with its options in the other order; None where the question names no options."""
+        ...
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Text of sequences. ``prompts`` has the tasks' own text by the tokens of a prompt; any other is decoded without special tokens.
+
+    Without a tokenizer there is no text, and a judge that reads tokens still can be asked.
+    """
+
+    tokenizer: PreTrainedTokenizerBase | None = None
+    prompts: Mapping[tuple[int, ...], str] = field(default_factory=dict, repr=False)
+
+    def __call__(self, sequences: Sequences) -> list[Answer]:
+        """Every response; one that was cut by the length limit as it stands."""
+        return [self._answer(sequences, row) for row in range(len(sequences))]
+
+    def _answer(self, sequences: Sequences, row: int) -> Answer:
+        start, end = int(sequences.prompt_B[row]), int(sequences.length_B[row]) - int(sequences.finished_B[row])
+        ids = sequences.ids_BT[row, :end].tolist()
+        if self.tokenizer is None:
+            return Answer(ids)
+        prompt = self.prompts.get(tuple(ids[:start]))
+        return Answer(ids, self._text(ids[:start]) if prompt is None else prompt, self._text(ids[start:]))
+
+    def _text(self, ids: list[int]) -> str:
+        assert self.tokenizer is not None
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))

@@ -29,7 +29,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from opd_bench import curves, exposure, gates, readings, records, statistics
+from opd_bench import curves, exposure, gates, judge_audit, readings, records, statistics
 from opd_bench.errors import RunError, UserError
 from opd_bench.records import ArmRecord, Run
 
@@ -122,6 +122,7 @@ class Method(Reference):
     wall_s: float
     saw: list[str]
     judge_auroc: Number
+    judge: judge_audit.Audit | None = None
 
 
 class Tested(_Model):
@@ -329,6 +330,7 @@ def assemble(run: Run, arms: list[ArmRecord], draws: int = 1000, limits: gates.L
             },
             "wall_s": _mean([arm.wall_s for arm in group]),
             "judge_auroc": _mean_or_none([arm.judge_auroc for arm in group]),
+            "judge": judge_audit.audited(judged, run.weights, draws) if (judged := [arm.judged for arm in group if arm.judged]) else None,
             "saw": list(dict.fromkeys(saw for arm in group for saw in arm.saw)),
         }
         for name, group in by_method.items()

@@ -20,7 +20,8 @@ from typing import ClassVar
 from opd_bench.errors import RunError
 
 # What a method was allowed to see follows from what it was charged for.
-SAW = {"teacher_generate": "teacher text", "teacher_score": "teacher distributions", "judge": "judge"}
+VERIFIER = "verifier"  # the task's own scorer as a reward: it costs nothing, and what it trains is RLVR
+SAW = {"teacher_generate": "teacher text", "teacher_score": "teacher distributions", "judge": "judge", VERIFIER: VERIFIER}
 
 
 STUDENT_TOKENS = ("student_update",)  # tokens the student is trained on
@@ -33,13 +34,14 @@ class OverBudgetError(RunError):
 
 @dataclass(frozen=True)
 class Charge:
-    """One verb's cost: tokens that are not padding, FLOPs, wall seconds."""
+    """One verb's cost: tokens that are not padding, FLOPs, wall seconds, and what somebody else asked for it in dollars."""
 
     kind: str
     step: int
     tokens: int
     flops: int
     seconds: float
+    dollars: float = 0.0
 
 
 @dataclass
@@ -49,12 +51,12 @@ class Axis:
     unit: str = "FLOPs"
     foreseen: ClassVar[bool] = True  # what a verb may come to is known before it has run once
 
-    def of(self, kind: str, tokens: int, flops: int, seconds: float) -> float:
+    def of(self, kind: str, tokens: int, flops: int, seconds: float, dollars: float = 0.0) -> float:
         return flops
 
-    def most(self, kind: str, tokens: int, flops: int) -> float:
-        """The most a verb can come to that may take so many tokens and FLOPs."""
-        return self.of(kind, tokens, flops, 0.0)
+    def most(self, kind: str, tokens: int, flops: int, dollars: float = 0.0) -> float:
+        """The most a verb can come to that may take so many tokens, FLOPs and dollars."""
+        return self.of(kind, tokens, flops, 0.0, dollars)
 
     def traced(self) -> Axis:
         """The axis for a trace, whose verbs take no time."""
@@ -67,36 +69,44 @@ class Tokens(Axis):
 
     kinds: tuple[str, ...] = ()
 
-    def of(self, kind: str, tokens: int, flops: int, seconds: float) -> float:
+    def of(self, kind: str, tokens: int, flops: int, seconds: float, dollars: float = 0.0) -> float:
         return tokens if kind in self.kinds else 0
 
 
 @dataclass
 class Dollars(Axis):
-    """``token`` dollars per million tokens for the kinds that have such a price, ``exaflop`` dollars per 1e18 FLOPs for the others."""
+    """``token`` dollars per million tokens for the kinds that have such a price, ``exaflop`` dollars per 1e18 FLOPs for the others.
+
+    What somebody else asked for, dollars of a charge itself, counts in their place.
+    """
 
     token: dict[str, float] = field(default_factory=dict)
     exaflop: float = 0.0
 
-    def of(self, kind: str, tokens: int, flops: int, seconds: float) -> float:
+    def of(self, kind: str, tokens: int, flops: int, seconds: float, dollars: float = 0.0) -> float:
+        if dollars:
+            return dollars
         return self.token[kind] * tokens / 1e6 if kind in self.token else self.exaflop * flops / 1e18
 
 
 @dataclass
 class Seconds(Axis):
-    """Wall seconds of the verbs. What one will take is unknown: FLOPs at the rate of all its kind so far, nothing at first."""
+    """Wall seconds of the verbs. What one will take is unknown: FLOPs at the rate of all its kind so far, nothing at first.
 
-    so_far: dict[str, tuple[float, int]] = field(default_factory=dict)  # seconds and FLOPs by kind
+    Where FLOPs are not known, tokens stand for them.
+    """
+
+    so_far: dict[str, tuple[float, int]] = field(default_factory=dict)  # seconds and FLOPs (or tokens) by kind
     foreseen: ClassVar[bool] = False
 
-    def of(self, kind: str, tokens: int, flops: int, seconds: float) -> float:
+    def of(self, kind: str, tokens: int, flops: int, seconds: float, dollars: float = 0.0) -> float:
         before = self.so_far.get(kind, (0.0, 0))
-        self.so_far[kind] = before[0] + seconds, before[1] + flops
+        self.so_far[kind] = before[0] + seconds, before[1] + (flops or tokens)
         return seconds
 
-    def most(self, kind: str, tokens: int, flops: int) -> float:
+    def most(self, kind: str, tokens: int, flops: int, dollars: float = 0.0) -> float:
         seconds, measured = self.so_far.get(kind, (0.0, 0))
-        return flops * seconds / measured if measured else 0.0
+        return (flops or tokens) * seconds / measured if measured else 0.0
 
     def traced(self) -> Axis:
         return _Expected(self.unit, self.so_far)
@@ -105,7 +115,7 @@ class Seconds(Axis):
 class _Expected(Seconds):
     """Seconds as expected, not as measured."""
 
-    def of(self, kind: str, tokens: int, flops: int, seconds: float) -> float:
+    def of(self, kind: str, tokens: int, flops: int, seconds: float, dollars: float = 0.0) -> float:
         return self.most(kind, tokens, flops)
 
 
@@ -117,12 +127,13 @@ class Bill:
     flops: int | None = None
     tokens: int = 0
     seconds: float | None = None
+    dollars: float = 0.0
 
-    def settle(self, flops: int, tokens: int, seconds: float | None = None) -> None:
+    def settle(self, flops: int, tokens: int, seconds: float | None = None, dollars: float = 0.0) -> None:
         """Charge ``flops``; ``seconds`` replaces the measured wall time (work done earlier and charged now)."""
         if flops > self.reserved:
             raise RunError(f"a verb spent {flops:.3e} FLOPs but had reserved {self.reserved:.3e}: the cost model is wrong")
-        self.flops, self.tokens, self.seconds = flops, tokens, seconds
+        self.flops, self.tokens, self.seconds, self.dollars = flops, tokens, seconds, dollars
 
 
 @dataclass
@@ -145,11 +156,11 @@ class Ledger:
         """Share of the budget that is spent."""
         return self.spent / self.limit if self.limit else 0.0
 
-    def require(self, needed: dict[str, tuple[int, int]]) -> float:
-        """What verbs of these kinds may come to, given their most FLOPs and tokens; OverBudgetError unless that is left."""
+    def require(self, needed: dict[str, tuple[int, int]], dollars: float = 0.0) -> float:
+        """What verbs of these kinds may come to, given their most FLOPs and tokens and the dollars; OverBudgetError unless that is left."""
         if any(flops < 0 or tokens < 0 for flops, tokens in needed.values()):
             raise RunError(f"{' and '.join(needed)} was asked for a negative number of tokens")
-        most = sum(self.axis.most(kind, tokens, flops) for kind, (flops, tokens) in needed.items())
+        most = sum(self.axis.most(kind, tokens, flops, dollars) for kind, (flops, tokens) in needed.items())
         if self.limit is not None and most > self.left:
             self.refused = True
             said = f"may cost {most:.3e} {self.axis.unit} and only {self.left:.3e} of {self.limit:.3e} are left"
@@ -157,9 +168,9 @@ class Ledger:
         return most
 
     @contextmanager
-    def reserve(self, kind: str, flops: int, tokens: int = 0) -> Iterator[Bill]:
-        """Raise OverBudgetError unless so much fits; charge what the block settles. Reserving no FLOPs charges nothing."""
-        most = self.require({kind: (flops, tokens)})
+    def reserve(self, kind: str, flops: int, tokens: int = 0, dollars: float = 0.0) -> Iterator[Bill]:
+        """Raise OverBudgetError unless so much fits; charge what the block settles. Reserving neither FLOPs nor tokens charges nothing."""
+        most = self.require({kind: (flops, tokens)}, dollars)
         bill, start = Bill(flops), time.perf_counter()
         self.reserved += most
         try:
@@ -167,10 +178,10 @@ class Ledger:
         finally:
             self.reserved -= most
             seconds = time.perf_counter() - start if bill.seconds is None else bill.seconds
-            whole = bill.flops is None
-            charge = Charge(kind, self.step, tokens if whole else bill.tokens, flops if bill.flops is None else bill.flops, seconds)
-            if flops:
-                self.spent += self.axis.of(kind, charge.tokens, charge.flops, seconds)
+            charged = (tokens, flops) if bill.flops is None else (bill.tokens, bill.flops)
+            charge = Charge(kind, self.step, *charged, seconds, dollars if bill.flops is None else bill.dollars)
+            if flops or tokens:
+                self.spent += self.axis.of(kind, charge.tokens, charge.flops, seconds, charge.dollars)
                 self.charges.append(charge)
 
     def by_kind(self, unit: str = "flops") -> dict[str, int | float]:

@@ -11,7 +11,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from opd_bench.config import Config
+from opd_bench.config import Config, determining
 from opd_bench.errors import UserError
 from opd_bench.methods import Method, find, label
 from opd_bench.models import weights_digest
@@ -30,6 +30,9 @@ MODULES = (
         "evaluate",
         "flops",
         "judge",
+        "judge_endpoint",
+        "judge_model",
+        "judge_verifier",
         "ledger",
         "losses",
         "measure",
@@ -97,7 +100,9 @@ def jobs(config: Config) -> list[Job]:
     if not config.task_path.is_dir():
         raise UserError(f"no task folder {config.task_path}")
     common = {
-        "config": config.model_dump(exclude={"tier", "seeds", "first_seed", "methods", "students", "gates", "contrasts", "notes"}),
+        "config": determining(
+            config.model_dump(exclude={"tier", "seeds", "first_seed", "methods", "students", "gates", "contrasts", "notes"})
+        ),
         "teacher": weights_digest(config.location(config.teacher)),
         **code(config.task_path),
     }

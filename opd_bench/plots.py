@@ -10,7 +10,7 @@ Shapes: S seeds, K budgets of a learning curve, T response positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from opd_bench import exposure
+from opd_bench.judge_audit import Judged
 from opd_bench.leaderboard import CurvePoint, Estimate, Leaderboard
 from opd_bench.records import ArmRecord, Run
+from opd_bench.report import JUDGE_FIGURE
 from opd_bench.statistics import Interval
 from opd_bench.suite import Suite
 
@@ -35,6 +37,7 @@ ALONG: dict[str, Callable[[CurvePoint], Estimate | None]] = {  # what is drawn a
     "ExAccErr (%)": lambda point: point.exposure.exaccerr,
 }
 MEASURES = {"score": "Greedy score", "sampled": "Sampled score", "excess": "R − l·ε (nats)"}  # of a contrast
+PARTS = 20  # of the budget, over which rewards are averaged
 SETTLED = 10  # tokens from which on ExAccErr sets the scale of its figure
 FEWEST_ALIVE = 0.05  # positions with a smaller share of living rollouts are too noisy to draw
 
@@ -220,6 +223,46 @@ def draw_exposure(found: Suite, names: list[str], folder: Path) -> list[Path]:
     for name, figure in figures.items():
         figure.savefig(folder / name, dpi=150, metadata={"Software": None})
     return [folder / name for name in figures]
+
+
+def draw_judges(judges: Mapping[str, Sequence[Judged]], methods: list[str], folder: Path) -> Path:
+    """Write the figure of what became of reward and truth into ``folder``; ``methods`` is the order of the colours."""
+    reward_and_accuracy(judges, methods).savefig(folder / JUDGE_FIGURE, dpi=150, metadata={"Software": None})
+    return folder / JUDGE_FIGURE
+
+
+def reward_and_accuracy(judges: Mapping[str, Sequence[Judged]], methods: list[str]) -> Figure:
+    """The mean verdict on the rollouts of training and their verified accuracy, by what was spent, a panel per method."""
+    rows = -(-len(judges) // 2)
+    figure = _figure(0.9 + 2.3 * rows)
+    panels = list(figure.subplots(rows, 2, sharey=True, squeeze=False).flat)
+    middle_P = (np.arange(PARTS) + 0.5) / PARTS
+    for panel, (name, arms) in zip(panels, judges.items(), strict=False):
+        for label, line, column, tint in (
+            ("mean verdict (reward)", "--", "reward_K", GREY),
+            ("verified accuracy", "-", "accuracy_K", style(methods, name)[0]),
+        ):
+            mean_SP = np.stack([_by_part(arm.share_K, getattr(arm, column)) for arm in arms])
+            known_P = np.isfinite(mean_SP).all(axis=0)
+            shown_SP = mean_SP[:, known_P]
+            panel.fill_between(middle_P[known_P], shown_SP.min(axis=0), shown_SP.max(axis=0), color=tint, alpha=0.15, linewidth=0)
+            panel.plot(middle_P[known_P], shown_SP.mean(axis=0), line, color=tint, linewidth=1.5, label=label)
+        panel.set_title(name, fontsize=10)
+        panel.set_ylim(-0.02, 1.02)
+        panel.grid(alpha=0.3)
+    for panel in panels[len(judges) :]:
+        panel.set_visible(False)
+    figure.supxlabel("Share of the budget spent", fontsize=10)
+    figure.supylabel("Of the rollouts of training", fontsize=10)
+    return _titled(figure, "Band: lowest to highest seed.", panels[0])
+
+
+def _by_part(share_K: np.ndarray, values_K: np.ndarray) -> np.ndarray:
+    """Means over PARTS equal parts of the budget; NaN where a part has none."""
+    known_K = np.isfinite(values_K)
+    part_K = np.minimum((share_K[known_K] * PARTS).astype(int), PARTS - 1)
+    count_P, sum_P = np.bincount(part_K, minlength=PARTS), np.bincount(part_K, values_K[known_K], minlength=PARTS)
+    return np.divide(sum_P, count_P, out=np.full(PARTS, np.nan), where=count_P > 0)
 
 
 def exposure_by_length(found: Suite, names: list[str]) -> Figure:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from opd_bench import exposure
+from opd_bench.judge_audit import Judged
 from opd_bench.statistics import macro_weights
 
 
@@ -48,6 +49,7 @@ class ArmRecord:
     own_schedule: bool = False  # each smaller budget was trained for separately
     judge_auroc: float | None = None  # mean over tasks; None where no judge was asked
     retention: dict[str, np.ndarray] = field(default_factory=dict)  # of N general texts, by measure; nothing where it was not measured
+    judged: Judged | None = None  # what that judge did, for its audit
     version: str | None = None  # of the method's source
 
     @property

@@ -8,15 +8,19 @@ Both print the same cells. Scores are fractions, divergences nats, brackets 95 %
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from opd_bench.judge_audit import Audit
 from opd_bench.leaderboard import Claim, Contrast, Crossing, Estimate, Gate, Leaderboard, Method, Reference
 from opd_bench.ledger import STUDENT_TOKENS, TEACHER_TOKENS
 from opd_bench.statistics import Interval
 
+NONE = "–"
 SCORE_COLUMNS = ["rank", "method", "score", "sampled", "STEM", "coding", "budget", "wall"]
 EXPOSURE_COLUMNS = ["method", "R", "l·ε", "R − l·ε", "ExAccErr", "allowed to see"]
 SCORE_TITLE = "Score (greedy macro; higher is better)"
@@ -30,6 +34,13 @@ CONTRAST_COLUMNS = ["contrast", "is", "score", "sampled", "R − l·ε"]
 CURVE_TITLE = "Learning curves"
 READING_TITLE = "By other ledgers"
 READING_COLUMNS = ["ledger", "what it asks", "at", "methods, best first", "turned around"]
+JUDGE_TITLE = "Judges"
+JUDGE_FIGURE = "reward_and_accuracy.png"  # drawn where there is a judge
+JUDGE_COLUMNS = ["method", "agreement", "AUROC", "length bias", "position bias", "unreadable", "cost of a verdict", "reward and truth"]
+JUDGE_NOTE = (
+    "On the arm's own sampled answers. Length bias: Spearman's correlation of verdict and length among answers that are equally right. "
+    f"Position bias: mean change of a verdict when the options change places; {NONE} where the question names none. More in judge.md."
+)
 UNITS = {"flops": "FLOPs", "seconds": "s"}
 FIGURES = {  # written by opd_bench.plots
     "score_by_method.png": "Score by method",
@@ -40,7 +51,6 @@ FIGURES = {  # written by opd_bench.plots
 EFFECTS = {"effects.png": "Contrasts with their intervals"}  # where there are contrasts
 NUMBERS = {*SCORE_COLUMNS, *EXPOSURE_COLUMNS, *SPENT_COLUMNS, *KEPT_COLUMNS} - {"method", "allowed to see"}
 REFERENCES = ("teacher", "cold start")
-NONE = "–"
 
 
 def number(value: float | None, digits: int = 3, sign: bool = False) -> str:
@@ -283,6 +293,9 @@ def show(board: Leaderboard, console: Console | None = None) -> None:
     for name, *cells in beside_rows(board) if beside_columns(board) else ():
         said = "; ".join(f"{what} {cell}" for what, cell in zip(beside_columns(board)[1:], cells, strict=True))
         console.print(escape(f"{name}: {said}"), highlight=False)
+    for name, judge in ((method.name, method.judge) for method in board.methods):
+        if judge:
+            console.print(escape(f"judge of {name}: {judge.judge}. {judge.said}"), highlight=False)
     for line in gate_lines(board):
         console.print(escape(line), style="bold" if " FAILED: " in line else "dim", highlight=False)
     console.print()
@@ -325,6 +338,7 @@ def markdown(board: Leaderboard) -> str:
         [f"## {SPENT_TITLE}"],
         markdown_table(SPENT_COLUMNS, spent_rows(board)),
         [f"Mean per arm; {board.budget.axis} bound. Seconds are of charged work, beside whatever ran at the same time."],
+        *_judges(board),
         ["## Gates"],
         [f"- {line}" for line in gate_lines(board)],
         [f"## {CURVE_TITLE}"],
@@ -359,6 +373,26 @@ def _contrasts(board: Leaderboard) -> list[list[str]]:
         return []
     said = "Each is tested like a claim, Holm's correction going over a column; one is withheld where a gate withholds one of its methods."
     return [[f"## {CONTRAST_TITLE}"], markdown_table(CONTRAST_COLUMNS, contrast_rows(board)), [said]]
+
+
+def _judges(board: Leaderboard) -> list[list[str]]:
+    found = {method.name: method.judge for method in board.methods if method.judge}
+    return [[f"## {JUDGE_TITLE}"], markdown_table(JUDGE_COLUMNS, judge_rows(found)), [JUDGE_NOTE]] if found else []
+
+
+def judge_rows(found: Mapping[str, Audit]) -> list[list[str]]:
+    """The cells of JUDGE_COLUMNS, a row for each method with a judge."""
+
+    def cost(audit: Audit) -> str:
+        known = {"tokens": "{:.0f} tokens", "flops": "{:.3g} FLOPs", "dollars": "{:.2g} $", "seconds": "{:.2g} s"}
+        return ", ".join(text.format(audit.cost[unit]) for unit, text in known.items() if audit.cost.get(unit)) or NONE
+
+    def row(name: str, audit: Audit) -> list[str]:
+        values = [estimate(value, 2) for value in (audit.agreement, audit.auroc, audit.length_bias, audit.shift)]
+        unreadable = NONE if audit.unreadable is None else f"{100 * audit.unreadable:.1f} %"
+        return [name, *values, unreadable, cost(audit), audit.said]
+
+    return [row(name, audit) for name, audit in found.items()]
 
 
 def _profile(board: Leaderboard) -> list[list[str]]:

@@ -135,6 +135,17 @@ def two_way_interval(scores: Scores, weights: Weights, level: float = 0.95) -> I
     return Interval(mean, mean - half, mean + half)
 
 
+def over_seeds(values: Sequence[float | None]) -> Interval | None:
+    """Mean of one number per seed ± t(S−1) · its standard error; no bounds with one seed, None where a seed has no number."""
+    known = np.array([value for value in values if value is not None], float)
+    if not len(known) or len(known) < len(values):
+        return None
+    if len(known) < 2:
+        return Interval(float(known.mean()), None, None)
+    half = float(stats.t.ppf(0.975, len(known) - 1)) * float(known.std(ddof=1)) / len(known) ** 0.5
+    return Interval(float(known.mean()), float(known.mean()) - half, float(known.mean()) + half)
+
+
 def two_way_p(scores: Scores, weights: Weights) -> float:
     """Two-sided p of "the macro mean is 0" by the same t: below .05 where the 95 % interval excludes 0; 1 where there is none."""
     seed_means_S = seed_means(scores, weights)

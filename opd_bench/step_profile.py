@@ -33,6 +33,7 @@ from opd_bench.clock import Heard
 from opd_bench.config import Config
 from opd_bench.engine import TorchEngine
 from opd_bench.flops import FlopCount, flop_count
+from opd_bench.judge_model import CheckJudge, ReadJudge
 from opd_bench.losses import Loss
 from opd_bench.plan import Job, jobs
 from opd_bench.rollouts import ROWS
@@ -135,7 +136,7 @@ def profile(config: Config, method: str | None, steps: int, console: Console) ->
         peaks = {dtype: matrix_product_rate(model.device, dtype) for dtype in {model.dtype, writes}}
         with tempfile.TemporaryDirectory() as folder:
             student = copy.deepcopy(shop.pairs[job.start].student)
-            engine: Any = _Watched(shop.engine(job, student, built.config.lr, Path(folder)), config, shop.pair.teacher)
+            engine: Any = _Watched(shop.engine(job, student, built.config.lr, Path(folder) / "corpus"), config, shop.pair.teacher)
             taken = []
             with clock.recording(model.device) as heard:
                 begun, ran = time.perf_counter(), time.thread_time()
@@ -251,12 +252,12 @@ class _Watched:
     def teacher_text(self, rows: Sequence[int]) -> tuple[Sequences, float]:
         texts, seconds = self._engine.teacher_text(rows)
         self._text_s += seconds
-        self._add(TEXT, texts.response_tokens, sum(flops for _, flops in self._teacher.sampled(texts).values()))
+        self._add(TEXT, texts.response_tokens, sum(flops for _, flops in self._teacher.sampled(texts.prompt_B, texts.length_B).values()))
         return texts, seconds
 
     def sample(self, prompts: Prompts, group: int) -> Sequences:
         rollouts = self._engine.sample(prompts, group)
-        found = self._student.sampled(rollouts)
+        found = self._student.sampled(rollouts.prompt_B, rollouts.length_B)
         if self._config.rollouts.by != "model":
             here = self._config.rollouts.by == "vllm"
             self._add("generate", rollouts.response_tokens, sum(flops for _, flops in found.values()) if here else None)
@@ -266,8 +267,12 @@ class _Watched:
         return rollouts
 
     def judge(self, sequences: Sequences) -> Judgement:
-        judgement = self._engine.judge(sequences)
-        for part, work in self._teacher.sampled(judgement.checks).items():
+        judgement, judge = self._engine.judge(sequences), self._engine.judge_model
+        read_B, written_B = judgement.usage.read_B, judgement.usage.written_B
+        if not isinstance(judge, CheckJudge | ReadJudge):
+            self._add("judge", judgement.usage.tokens, None)
+            return judgement
+        for part, work in _Cost.of(judge.model).sampled(read_B, read_B + written_B).items():
             self._add(f"judge, {part}", *work)
         return judgement
 
@@ -299,12 +304,12 @@ class _Cost:
         whole, head = flop_count(model.config, checkpointing=checkpointing), model.config.hidden_size * model.config.vocab_size
         return cls(replace(whole, matmul_parameters=whole.matmul_parameters - head), FlopCount(head, 0))
 
-    def sampled(self, texts: Sequences) -> dict[str, tuple[int, int]]:
+    def sampled(self, prompt_B: torch.Tensor, length_B: torch.Tensor) -> dict[str, tuple[int, int]]:
         """Tokens and FLOPs of prefill and decoding; the last token of a text is not fed back."""
-        prompts, fed = int(texts.prompt_B.sum()), texts.response_tokens - len(texts)
-        prefill = self.body.score(texts.prompt_B)
-        decode = self.body.score(texts.length_B - 1) - prefill
-        return {"prefill": (prompts, prefill + self.head.forward(len(texts), 0)), "decode": (fed, decode + self.head.forward(fed, 0))}
+        prompts, fed = int(prompt_B.sum()), int((length_B - prompt_B).sum()) - len(prompt_B)
+        prefill = self.body.score(prompt_B)
+        decode = self.body.score(length_B - 1) - prefill
+        return {"prefill": (prompts, prefill + self.head.forward(len(prompt_B), 0)), "decode": (fed, decode + self.head.forward(fed, 0))}
 
 
 def table(warm: Step, steps: Sequence[Step], peak: float, writing: float) -> list[Row]:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import torch
 
-from opd_bench.bench import Bench, Judgement, Updated
+from opd_bench.bench import Bench, Judgement, Updated, Usage
 from opd_bench.errors import UserError
 from opd_bench.flops import FlopCount
+from opd_bench.judge import Judge
 from opd_bench.ledger import Axis, Ledger, OverBudgetError
 from opd_bench.losses import Loss
 from opd_bench.methods import Method, take_step
@@ -26,7 +27,10 @@ FLOPS = Axis()
 
 @dataclass(frozen=True)
 class Counter:
-    """An engine without models: sequences as long as they can get, nothing trained."""
+    """An engine without models: sequences as long as they can get, nothing trained.
+
+    The judge is the teacher, which reads ``question_tokens`` more and writes ``max_check``, unless there is another.
+    """
 
     max_prompt: int
     max_response: int
@@ -34,6 +38,15 @@ class Counter:
     question_tokens: int
     student_flops: FlopCount
     teacher_flops: FlopCount
+    judge_model: Judge | None = None
+
+    @property
+    def judge_kind(self) -> str:
+        return self.judge_model.kind if self.judge_model else "judge"
+
+    @property
+    def judge_flops(self) -> FlopCount:
+        return self.judge_model.flops if self.judge_model else self.teacher_flops
 
     def prompts(self, start: int, count: int) -> Prompts:
         return Prompts([[0] * self.max_prompt] * count, [""] * count)
@@ -51,9 +64,14 @@ class Counter:
     def sample(self, prompts: Prompts, group: int) -> Sequences:
         return self._longest(prompts.lengths_B, self.max_response, group)
 
+    def judge_most(self, sequences: Sequences) -> Usage:
+        if self.judge_model:
+            return self.judge_model.worst(sequences.length_B)
+        return Usage(sequences.length_B + self.question_tokens, torch.full((len(sequences),), self.max_check))
+
     def judge(self, sequences: Sequences) -> Judgement:
-        checks = self._longest(sequences.length_B + self.question_tokens, self.max_check)
-        return Judgement(checks, torch.full((len(sequences),), 0.5))
+        unknown = torch.full((len(sequences),), 0.5)
+        return Judgement(unknown, self.judge_most(sequences), unknown < 0)
 
     def fork(self) -> Counter:
         return self

@@ -1,13 +1,13 @@
-"""Talking to a vLLM server by HTTP: what passes is tried again, what it refuses is said in one line."""
+"""Talking to a vLLM server, or one that speaks as it does, by HTTP: what passes is tried again, what it refuses is said in one line."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError
@@ -17,33 +17,51 @@ from opd_bench.errors import RunError, UserError
 
 TRIES = 5
 WAIT_S = 1.0  # before the second try; doubles with each
+MOST_WAIT_S = 120.0  # that a server may ask for
 
 
 class PassingError(Exception):
-    """No answer, or one after which another try may succeed."""
+    """No answer, or one after which another try may succeed, ``after_s`` seconds later at the earliest."""
+
+    def __init__(self, reason: str, after_s: float = 0.0) -> None:
+        super().__init__(reason)
+        self.after_s = after_s
 
 
 class RefusedError(Exception):
-    """The server's reason for not doing what was asked."""
+    """The server's reason for not doing what was asked; ``status`` is HTTP's, where it was that."""
+
+    def __init__(self, reason: str, status: int | None = None) -> None:
+        super().__init__(reason)
+        self.status = status
 
 
 @dataclass(frozen=True)
 class Server:
-    """What serves at ``root``, the address that all paths follow; ``name`` is what messages call it."""
+    """What serves at ``root``, the address that all paths follow; ``name`` is what messages call it.
+
+    ``secrets`` are headers for it alone, which no redirection passes on. ``wait`` passes the time between two tries.
+    """
 
     name: str
     root: str
     timeout_s: float
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    wait: Callable[[float], None] = time.sleep
 
     def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """The JSON that it answers: a GET, or a POST of ``body``. PassingError or RefusedError if it does not."""
         try:
             request = Request(self.root + path, None if body is None else json.dumps(body).encode(), {"Content-Type": "application/json"})
+            for header, value in self.secrets.items():
+                request.add_unredirected_header(header, value)
             with urlopen(request, timeout=self.timeout_s) as answer:
                 return json.load(answer)
         except HTTPError as error:
-            passing = error.code == 429 or error.code >= 500
-            raise (PassingError if passing else RefusedError)(f"HTTP {error.code} {_message(error)}") from None
+            said = f"HTTP {error.code} {_message(error)}"
+            if error.code == 429 or error.code >= 500:
+                raise PassingError(said, _after(error)) from None
+            raise RefusedError(said, error.code) from None
         except (OSError, HTTPException) as error:
             raise PassingError(str(getattr(error, "reason", error)) or type(error).__name__) from None
         except ValueError as error:
@@ -51,16 +69,23 @@ class Server:
 
     def persist(self, path: str, body: dict[str, Any]) -> Any:
         """The same in up to TRIES tries. RunError if it refuses, or answers none of them."""
+        try:
+            return self.insist(path, body)
+        except RefusedError as reason:
+            raise RunError(f"{self.name} refuses: {reason}; mend it and run the same command to resume") from None
+
+    def insist(self, path: str, body: dict[str, Any]) -> Any:
+        """The same, but RefusedError if it refuses."""
         reasons: list[str] = []
-        while len(reasons) < TRIES:
-            if reasons:
-                time.sleep(WAIT_S * 2 ** (len(reasons) - 1))
+        while True:
             try:
                 return self.ask(path, body)
             except PassingError as reason:
                 reasons.append(str(reason))
-            except RefusedError as reason:
-                raise RunError(f"{self.name} refuses: {reason}; mend it and run the same command to resume") from None
+                after_s = reason.after_s
+            if len(reasons) == TRIES:
+                break
+            self.wait(max(WAIT_S * 2 ** (len(reasons) - 1), after_s))
         raise RunError(
             f"{self.name} did not answer in {TRIES} tries ({'; '.join(reasons)}); once it does, run the same command again to resume"
         )
@@ -87,6 +112,12 @@ class Server:
                 f"its context has {served[model]} tokens, and {longest + spare} are needed (the longest sequence has {longest}); "
                 f"start it with --max-model-len {longest + spare} or lower max_response"
             )
+
+
+def _after(error: HTTPError) -> float:
+    """The seconds that a server asks to be left alone for; 0 where it doesn't, or gives a date."""
+    asked = error.headers.get("Retry-After") or ""
+    return min(MOST_WAIT_S, float(asked)) if asked.isdigit() else 0.0
 
 
 def _message(error: HTTPError) -> str:

@@ -19,7 +19,7 @@ from opd_bench.embedded.fit import new_llama
 from opd_bench.embedded.tokenizer import train_tokenizer
 from opd_bench.engine import TorchEngine
 from opd_bench.flops import flop_count
-from opd_bench.judge import Judge
+from opd_bench.judge_model import CheckJudge
 from opd_bench.ledger import Ledger
 from opd_bench.methods import find
 from opd_bench.prompts import Corpus, Stream
@@ -110,7 +110,7 @@ def rig(tmp_path: Path) -> Callable[..., Rig]:
             max_response=RESPONSE,
             stream=stream,
             corpus=Corpus(teacher, stream, EOS, RESPONSE, tmp_path / f"seed-{seed}"),
-            judge_model=Judge(teacher, [2, 3], YES, NO, EOS, max_check=3),
+            judge_model=CheckJudge(teacher, [2, 3], YES, NO, EOS, max_check=3),
             lr=lr,
             seed=seed,
         )

@@ -15,7 +15,8 @@ from opd_bench import engine as engine_module
 from opd_bench import scoring
 from opd_bench.errors import RunError, UserError
 from opd_bench.exposure import gap
-from opd_bench.judge import Judge
+from opd_bench.judge import Answer, Reader
+from opd_bench.judge_model import CheckJudge
 from opd_bench.losses import Tokens, cross_entropy, forward_kl, policy_gradient, reverse_kl
 from opd_bench.measure import Rollouts, along
 from opd_bench.scoring import ModelTeacher, micro_batches
@@ -183,8 +184,8 @@ def test_a_judge_at_random_writes_the_same_checks_and_draws_each_verdict_from_th
     engine = rig().engine
     batch = rig().bench.sample(Prompts([[3 + row % 8, row % 7 + 2] for row in range(200)], ["a"] * 200))
     by_lot = replace(engine.judge_model, at_random=True)
-    first, again = by_lot(batch), by_lot(batch)
-    assert torch.equal(first.checks.ids_BT, engine.judge(batch).checks.ids_BT)
+    first, again = by_lot(engine.reader(batch)), by_lot(engine.reader(batch))
+    assert torch.equal(first.usage.written_B, engine.judge(batch).usage.written_B)
     assert torch.equal(first.verdict_B, again.verdict_B)
     assert len(set(first.verdict_B.tolist())) > 20
     assert 0.35 < first.verdict_B.mean() < 0.65
@@ -246,7 +247,7 @@ class Scripted:
 
 def judged(script: list[tuple[int, float]], batch: Sequences, question: list[int]):
     model = Scripted(script)
-    return model, Judge(model, question, YES, NO, EOS, max_check=4)(batch)  # pyright: ignore[reportArgumentType]
+    return model, CheckJudge(model, question, YES, NO, EOS, max_check=4)(Reader()(batch))  # pyright: ignore[reportArgumentType]
 
 
 def test_the_judge_reads_prompt_and_answer_without_eos_then_the_question():
@@ -254,7 +255,8 @@ def test_the_judge_reads_prompt_and_answer_without_eos_then_the_question():
     model, judgement = judged([(YES, 0.9), (NO, 0.8)], batch, [2, 3])
     assert model.asked == [[8, 9, 7, 6, 2, 3]] * 2
     assert judgement.verdict_B.tolist() == pytest.approx([0.9, 0.2], abs=1e-5)
-    assert judgement.checks.length_B.tolist() == [8, 8]  # verdict and EOS
+    assert (judgement.usage.read_B.tolist(), judgement.usage.written_B.tolist()) == ([6, 6], [2, 2])  # verdict and EOS
+    assert not judgement.unreadable_B.any()
 
 
 @pytest.mark.parametrize(("token", "verdict"), [(YES, 0.7), (NO, 0.3), (6, 0.5), (EOS, 0.5)])
@@ -269,9 +271,20 @@ def test_a_verdict_comes_from_prompt_and_answer_alone(rig):
     batch = rig().bench.sample(Prompts([[3, 4, 5], [6]], ["a", "b"]))
     one = rig().engine.judge(batch).verdict_B
     assert torch.equal(one, rig().engine.judge(replace(batch, logprob_BT=batch.logprob_BT - 1)).verdict_B)
-    assert set(Judge.__dataclass_fields__) == {"model", "question", "yes", "no", "eos", "max_check", "at_random"}
+    assert set(CheckJudge.__dataclass_fields__) == {
+        "model",
+        "question",
+        "yes",
+        "no",
+        "eos",
+        "max_check",
+        "at_random",
+        "tokenizer",
+        "growth",
+    }
+    assert set(Answer.__dataclass_fields__) == {"ids", "prompt", "response"}
 
 
 def test_a_judge_whose_words_end_alike_is_refused(tokenizer):
     with pytest.raises(UserError, match="same token"):
-        Judge.from_text(tiny_llama(1), tokenizer, question="\nCheck:\n", yes="yes.", no="no.", max_check=4)
+        CheckJudge.from_text(tiny_llama(1), tokenizer, question="\nCheck:\n", yes="yes.", no="no.", max_check=4)

@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 from opd_bench.engine import TorchEngine
 from opd_bench.errors import RunError, UserError
-from opd_bench.judge import Judge
+from opd_bench.judge_model import CheckJudge
 from opd_bench.losses import reverse_kl
 from opd_bench.rollouts import sample
 from opd_bench.scoring import ModelTeacher
@@ -330,7 +330,7 @@ def test_on_policy_distillation_with_vllms_rollouts(tied_in_vllm):
         max_response=3,
         stream=lambda start, count: PROMPTS,
         corpus=lambda rows: pytest.fail("no text of the teacher is needed"),
-        judge_model=Judge(student, [2, 3], 4, 5, EOS, max_check=3),
+        judge_model=CheckJudge(student, [2, 3], 4, 5, EOS, max_check=3),
         lr=3e-3,
         seed=0,
         sampler=sampler,

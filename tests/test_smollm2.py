@@ -16,7 +16,7 @@ from test_samplers import NEEDS_VLLM, assert_logprobs, seeded, serving
 from transformers import PreTrainedModel
 
 from opd_bench.engine import TorchEngine
-from opd_bench.judge import Judge
+from opd_bench.judge_model import CheckJudge
 from opd_bench.losses import reverse_kl
 from opd_bench.rollouts import sample
 from opd_bench.scoring import ModelTeacher, Teacher, signal_error
@@ -69,7 +69,7 @@ def engine(student: PreTrainedModel, teacher: Teacher, eos: int, **changed) -> T
         max_response=RESPONSE,
         stream=lambda start, count: pytest.fail("the prompts are given"),
         corpus=lambda rows: pytest.fail("no text of the teacher is needed"),
-        judge_model=Judge(student, [2, 3], 4, 5, eos, max_check=3),
+        judge_model=CheckJudge(student, [2, 3], 4, 5, eos, max_check=3),
         lr=2e-5,
         seed=0,
         **changed,

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opd_bench import procedural
 from opd_bench.embedded.corpus import CHECK, NO, STEPWISE, TASKS, YES, is_right
-from opd_bench.judge import Judge
+from opd_bench.judge import Reader
+from opd_bench.judge_model import CheckJudge
 from opd_bench.models import eos_id
 from opd_bench.procedural import Stepwise
 from opd_bench.resources import task_module
@@ -71,11 +72,11 @@ def judge_auroc(
 ) -> float | None:
     """AUROC of the judge's verdict on the students' own sampled answers."""
     given, right, verdict = problems(task), [], []
-    judge = Judge.from_text(teacher, tokenizer, question=CHECK, yes=YES, no=NO, max_check=MAX_CHECK)
+    judge = CheckJudge.from_text(teacher, tokenizer, question=CHECK, yes=YES, no=NO, max_check=MAX_CHECK)
     for student in students:
         answers = respond(student, tokenizer, [problem.prompt for problem in given], seed=0)
         right += verdicts(tokenizer, task, given, answers)
-        verdict += judge(answers).verdict_B.tolist()
+        verdict += judge(Reader()(answers)).verdict_B.tolist()
     return auroc(verdict, right)
 
 

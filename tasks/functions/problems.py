@@ -76,6 +76,13 @@ class Problem:
     returns: str
     forward: bool
 
+    @classmethod
+    def of(cls, identity: str) -> "Problem":
+        """The problem with this identity, whose specification reads forward."""
+        *operations, returns = identity.split()
+        named = (operation.split(":") for operation in operations)
+        return cls(tuple(Operation(name, int(k)) for name, k in named), returns, forward=True)
+
     @property
     def identity(self) -> str:
         return " ".join([*(f"{op.name}:{op.k}" for op in self.operations), self.returns])
