@@ -21,6 +21,7 @@ from itertools import permutations
 import numpy as np
 
 from opd_bench.errors import UserError, did_you_mean
+from opd_bench.ledger import VERIFIER
 
 Spent = Mapping[str, Mapping[str, float]]  # unit -> kind of charge -> amount, as an arm records it
 
@@ -65,7 +66,7 @@ def cost(spent: Spent, ledger: Basis) -> float:
     """What ``spent`` comes to in ``ledger``, whose unit it records. UserError for an unknown kind: it would be free in every ledger."""
     amounts = spent[ledger.unit]
     for kind in amounts:
-        if kind not in KINDS:
+        if kind not in (*KINDS, VERIFIER):
             raise UserError(f"unknown kind of charge {kind!r}{did_you_mean(kind, KINDS)}")
     return sum(amounts.get(kind, 0) for kind in ledger.kinds)
 
