@@ -3,7 +3,9 @@
 <out>/manifest.json                     what was compared, with what, by which command
 <out>/arms/<name>/seed-<k>/             one finished arm; its folder appears only when it is complete
     arm.json, items.jsonl, ledger.jsonl, steps.jsonl, recording.npz, model.safetensors, config.json
+    judged.jsonl                        what the judge, if one was asked, says of the arm's own answers
     at-<share>/items.jsonl, recording.npz   the same arm at a share of the budget
+<out>/judge.sqlite                      what a judge behind a server said, shared by all arms
 <out>/corpus/seed-<k>/chunk-<i>.pt      teacher text, shared by the arms of a seed
 """
 
