@@ -1,5 +1,6 @@
 """The audit finds out a judge that rewards length, order or nothing at all, and clears one that does not."""
 
+# pyright: reportOptionalMemberAccess=false, reportOptionalOperand=false, reportOperatorIssue=false
 from __future__ import annotations
 
 import json
@@ -67,7 +68,7 @@ def test_a_fair_judge_is_cleared_as_often_as_the_interval_promises():
 def test_length_bias_is_spearmans_within_each_kind_of_answer():
     arm = judged(0, verbose)
     parts = [
-        (np.sum(chosen), stats.spearmanr(arm.verdict_N[task][chosen], arm.tokens_N[task][chosen]).statistic)
+        (np.sum(chosen), stats.spearmanr(arm.verdict_N[task][chosen], arm.tokens_N[task][chosen])[0])
         for task in WEIGHTS
         for chosen in (arm.right_N[task] == 1, arm.right_N[task] == 0)
     ]
@@ -88,7 +89,7 @@ def test_skill_is_agreement_and_auroc_over_seeds_and_tasks():
     arms = seeds(2, lambda right, tokens, noise: 0.4 + 0.1 * right + noise)
     found = audited(arms, WEIGHTS)
     each = [auroc(arm.verdict_N[task].tolist(), (arm.right_N[task] > 0.5).tolist()) for arm in arms for task in WEIGHTS]
-    assert found.auroc.mean == pytest.approx(np.mean(each))
+    assert found.auroc.mean == pytest.approx(np.mean(np.array(each, float)))
     assert found.auroc.low < found.auroc.mean <= found.auroc.high <= 1
     blind = audited(seeds(2, lambda right, tokens, noise: 0.5 + noise), WEIGHTS)
     assert blind.auroc.low < 0.5 < blind.auroc.high

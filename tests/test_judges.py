@@ -1,5 +1,6 @@
 """Local judges and the verifier: what they are asked, what they answer, and what that costs; whole comparisons with each."""
 
+# pyright: reportOptionalMemberAccess=false, reportOptionalOperand=false, reportOperatorIssue=false
 from __future__ import annotations
 
 import json
@@ -134,8 +135,8 @@ def test_a_response_of_eos_alone_is_judged(rig, tokenizer):
 def test_a_judge_of_another_vocabulary_reads_the_text_anew_and_is_charged_its_own_tokens(rig, reading, model, tokenizer, kind):
     built = rig()
     if kind == "check":
-        question = dict(question="\nCheck:\n", yes="yes", no="no", max_check=4)
-        judge = replace(CheckJudge.from_text(model, tokenizer, **question), tokenizer=tokenizer, growth=4.0)
+        checking = CheckJudge.from_text(model, tokenizer, question="\nCheck:\n", yes="yes", no="no", max_check=4)
+        judge = replace(checking, tokenizer=tokenizer, growth=4.0)
     else:
         judge = reading
     built.engine.judge_model, built.engine.reader = judge, Reader(tokenizer)
