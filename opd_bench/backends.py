@@ -112,7 +112,7 @@ def judge_of(config: Config, pair: Pair, prompts: list[str], verifier: Verifier)
         return EndpointJudge(str(judging.model), template, options, other, judging.endpoint, Path(), judging.parameters)
     model, own, growth = pair.teacher, pair.tokenizer, 1.0
     if judging.model is not None:
-        location = model_location(judging.model)
+        location = config.location(judging.model)
         model, own = load_model(location), load_tokenizer(location)
     if own.get_vocab() != pair.tokenizer.get_vocab() or judging.by != "check":
         growth = _growth(pair.tokenizer, own, prompts[:GROWN])
