@@ -1,13 +1,19 @@
 """Gradient checkpointing: a forward pass keeps each layer's input alone, and the backward pass computes the rest again (Chen et al. 2016).
 
-The layers have to believe that they are in training for it; what lies within them does not, so dropout stays off.
+    with checkpointed(student):
+        hidden_BTD = student.base_model(ids_BT, use_cache=False).last_hidden_state
+
+Only the layers' forward passes are replaced, so a model in eval mode stays there and no dropout comes in.
+Limits: models whose layers transformers itself can checkpoint.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -20,13 +26,10 @@ def checkpointed(model: PreTrainedModel) -> Iterator[None]:
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers or not model.supports_gradient_checkpointing:
         raise UserError(f"{type(model).__name__} has no layers that can be computed again; leave out gradient_checkpointing")
-    if not layers[0].gradient_checkpointing:
-        # transformers 5.24 renamed it
-        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     for layer in layers:
-        layer.training = True
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     try:
         yield
     finally:
         for layer in layers:
-            layer.training = False
+            del layer.forward

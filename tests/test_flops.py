@@ -7,9 +7,29 @@ from typing import Any
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, BertConfig, DynamicCache, GPT2Config, LlamaConfig, PreTrainedModel, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BloomConfig,
+    DynamicCache,
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Olmo2Config,
+    OPTConfig,
+    PhiConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
 from transformers.pytorch_utils import Conv1D
 
+from opd_bench import flops
 from opd_bench.errors import UserError
 from opd_bench.flops import FlopCount, causal, flop_count
 
@@ -21,6 +41,17 @@ CONFIGS = {
     "qwen3": Qwen3Config(**SMALL, num_key_value_heads=2, head_dim=10),
     "gpt2": GPT2Config(vocab_size=50, n_embd=24, n_layer=2, n_head=4, n_inner=36),
     "gpt2-without-dropout": GPT2Config(vocab_size=50, n_embd=24, n_layer=2, n_head=4, n_inner=36, resid_pdrop=0.0),
+}
+WIDER: dict[str, Any] = {**SMALL, "hidden_size": 32}
+OTHERS = {  # counted from their modules
+    "bloom": BloomConfig(vocab_size=50, hidden_size=24, n_layer=2, n_head=4),
+    "gemma": GemmaConfig(**SMALL, num_key_value_heads=1, head_dim=8),
+    "mistral": MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=None),
+    "neox": GPTNeoXConfig(**SMALL),
+    "olmo2": Olmo2Config(**SMALL, num_key_value_heads=4),  # a norm after the last product of a layer
+    "opt": OPTConfig(vocab_size=50, hidden_size=24, ffn_dim=40, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=24),
+    "phi": PhiConfig(**WIDER),
+    "qwen2": Qwen2Config(**SMALL, num_key_value_heads=2),
 }
 PUBLISHED = {
     "SmolLM2-135M": LlamaConfig(
@@ -81,6 +112,12 @@ def eager(config: Any, lora_rank: int = 0, checkpointing: bool = False) -> PreTr
     return model
 
 
+def without_dropout(config: Any) -> Any:
+    """As the bench trains: checkpointing of transformers needs training mode, in which dropout has the last product run again."""
+    rates = {name: 0.0 for name in config.to_dict() if "dropout" in name or name.endswith("_pdrop")}
+    return type(config).from_dict({**config.to_dict(), **rates})
+
+
 def counted(counter: FlopCounterMode) -> int:
     """What torch counted outside the rotary embedding, a matrix product in some versions of transformers, which we leave out."""
     rotary = [sum(ops.values()) for module, ops in counter.get_flop_counts().items() if module.endswith("rotary_emb")]
@@ -99,6 +136,29 @@ def test_forward_and_backward_match_torch(name: str, how: str) -> None:
     with FlopCounterMode(display=False) as counter:
         loss.backward()
     assert counted(counter) == count.backward(**square)
+
+
+@pytest.mark.parametrize("name", sorted(OTHERS))
+@EVERY_WAY
+def test_other_architectures_match_torch(name: str, how: str) -> None:
+    config, ids_BT = without_dropout(OTHERS[name]), torch.randint(50, (3, 9), generator=torch.Generator().manual_seed(0))
+    model = eager(config, **TRAINED[how])
+    model.enable_input_require_grads()
+    count, square = flop_count(config, **TRAINED[how]), {"tokens": 27, "attended": 3 * 9 * 9}
+    with FlopCounterMode(display=False) as counter:
+        loss = model(ids_BT, use_cache=False).logits.square().mean()
+    assert counted(counter) == count.forward(**square)
+    with FlopCounterMode(display=False) as counter:
+        loss.backward()
+    assert counted(counter) == count.backward(**square)
+
+
+@pytest.mark.parametrize("name", ["llama-grouped", "qwen3", "gpt2-without-dropout"])
+@EVERY_WAY
+def test_modules_and_formulas_give_one_count(name: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_formula = flop_count(CONFIGS[name], **TRAINED[how])
+    monkeypatch.setattr(flops, "_LAYERS", {})
+    assert flop_count(CONFIGS[name], **TRAINED[how]) == by_formula
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
@@ -191,11 +251,33 @@ def test_counts_beyond_64_bits_stay_exact() -> None:
     assert huge.update(length_B) == 3 * 1000 * (2 * 10**12 * 100_000 + 10**7 * 100_000 * 100_001 // 2)
 
 
-def test_unknown_architecture_names_the_supported_ones() -> None:
-    with pytest.raises(UserError, match=r"'bert'.*gpt2, llama, qwen3"):
-        flop_count(BertConfig())
+def test_rollouts_are_sampled_without_adapters() -> None:
+    assert FlopCount(1000, 7, adapter_parameters=50).sample(5, 6) == FlopCount(1000, 7).sample(5, 6)
 
 
-def test_sliding_window_is_refused() -> None:
-    with pytest.raises(UserError, match="use_sliding_window"):
-        flop_count(Qwen3Config(**SMALL, use_sliding_window=True))
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (BertConfig(**SMALL), "see those after them"),
+        (
+            GPTNeoConfig(vocab_size=50, hidden_size=24, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]]),
+            "full attention",
+        ),
+        (MambaConfig(vocab_size=50, hidden_size=24, num_hidden_layers=2), "full attention"),
+        (MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=16), "sliding_window to null"),
+        (MixtralConfig(**SMALL, num_key_value_heads=2), "mixture of experts"),
+        (OPTConfig(vocab_size=50, hidden_size=24, ffn_dim=40, num_attention_heads=5), "cannot count"),
+        (Qwen3Config(**SMALL, use_sliding_window=True), "use_sliding_window"),
+    ],
+    ids=lambda of: getattr(of, "model_type", ""),
+)
+def test_what_cannot_be_counted_is_refused_in_one_line(config: Any, reason: str) -> None:
+    with pytest.raises(UserError, match=reason) as raised:
+        flop_count(config)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_window_that_no_text_exceeds_is_full_attention() -> None:
+    shape = {**SMALL, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    wide, none = (flop_count(MistralConfig(**shape, sliding_window=window)) for window in (64, None))
+    assert wide == none

@@ -12,12 +12,14 @@ from opd_bench.resources import BASELINES, PACKAGE
 
 # From the bottom up. A new module takes its place here.
 ORDER = (
-    *("allocator", "errors", "resources", "procedural", "statistics", "exposure", "sandbox_worker", "sandbox", "ledger", "flops", "losses"),
+    *("allocator", "errors", "resources", "procedural", "statistics", "exposure", "sandbox_worker", "sandbox", "ledger", "losses"),
+    *("checkpointing", "flops"),
     "clock",
     *("readings", "curves", "sequences", "store", "judge_audit", "records", "gates"),
     *(
         "bench",
         "methods",
+        "hub",
         "config",
         "models",
         "scoring",
@@ -35,7 +37,7 @@ ORDER = (
         "judge_verifier",
         "judge_model",
         "judge_endpoint",
-        "checkpointing",
+        "lora",
         "engine",
         "measure",
         "prompts",
