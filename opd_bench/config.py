@@ -18,9 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from opd_bench.errors import UserError, did_you_mean
 from opd_bench.gates import Limits
+from opd_bench.hub import cache_folder, locate
 from opd_bench.ledger import STUDENT_TOKENS, TEACHER_TOKENS, Axis, Dollars, Seconds, Tokens
 from opd_bench.methods import Method, describe, designs, label
-from opd_bench.resources import CACHE, EMBEDDED, SIZES, TASKS, TIERS
+from opd_bench.resources import SIZES, TASKS, TIERS
 from opd_bench.statistics import ROUNDING
 
 
@@ -150,6 +151,13 @@ class Judging(_Part):
         return template
 
 
+class Lora(_Part):
+    """Low-rank adapters beside every linear map of every layer; they alone are trained (Hu et al., arXiv 2106.09685)."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32, gt=0, allow_inf_nan=False, description="what the adapters say is multiplied by alpha / rank")
+
+
 class Rollouts(_Part):
     """Who writes the student's rollouts: the model that trains, vLLM beside it, or a vLLM server."""
 
@@ -215,7 +223,12 @@ class Config(_Part):
     first_seed: int = Field(0, ge=0, description="tuning takes seeds that no leaderboard has")
     budget: Budget
     threads: int = Field(1, ge=1, description="CPU threads of an arm; another number may change the last bits of a result")
-    gradient_checkpointing: bool = Field(False, description="less memory for a second forward pass, which no budget is charged for")
+    trust_remote_code: bool = Field(False, description="run the code that a model's repository brings; read it first")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the teacher's weights; bfloat16: the student's products, too, its weights stay in float32"
+    )
+    lora: Lora | None = Field(None, description="train low-rank adapters alone; default: all weights")
+    gradient_checkpointing: bool = Field(False, description="less memory for a second forward pass of the layers, which is charged")
     cooldown: float = Field(0.3, ge=0, le=1, description="last share of the budget over which the learning rate falls to 0")
     max_response: int = Field(ge=1, description="tokens of a rollout")
     rollouts: Rollouts = Rollouts()  # pyright: ignore[reportCallIssue]
@@ -283,7 +296,7 @@ class Config(_Part):
     def built_folder(self) -> Path:
         """Where the models of ``build`` lie."""
         made_from = self.model_dump(mode="json", include={"build", "tasks", "chat"})
-        return CACHE / "built" / f"{self.tier}-{_digest(made_from)}"
+        return cache_folder() / "built" / f"{self.tier}-{_digest(made_from)}"
 
     def location(self, model: str) -> str:
         """Where the model that the configuration calls ``model`` is; UserError where it was to be built and is not there."""
@@ -403,8 +416,6 @@ def load(tier: str, overlays: list[dict]) -> Config:
         raise UserError(f"configuration: {describe(error, Config)}") from None
 
 
-def model_location(name: str) -> str:
-    """A folder of the embedded models for ``embedded/...``; anything else is a local path or hub id as it stands."""
-    if name.startswith("embedded/"):
-        return str(EMBEDDED / name.removeprefix("embedded/"))
-    return name
+def model_location(name: str, *, remote_code: bool = False) -> str:
+    """The folder of a model: one that travels with the package, a local or pulled one, or the hub's, which is downloaded (`hub.py`)."""
+    return str(locate(name, remote_code=remote_code).folder)

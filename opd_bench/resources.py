@@ -6,7 +6,6 @@ In a wheel `baselines/` and `tasks/` lie inside the package; in a checkout they 
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -27,7 +26,6 @@ TIERS = PACKAGE / "tiers"
 SIZES = PACKAGE / "sizes"
 DESIGNS = PACKAGE / "designs"
 EMBEDDED = PACKAGE / "embedded" / "models"
-CACHE = Path(os.environ.get("OPD_BENCH_CACHE") or Path.home() / ".cache" / "opd-bench")  # models that were fetched or built
 
 
 def load_module(path: Path, name: str) -> ModuleType:
