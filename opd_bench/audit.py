@@ -89,7 +89,9 @@ def audit(students: list[str], teacher: str, settings: Settings, out: Path, cons
     named = names_of(students)
     tasks = evaluate.load_suite(settings.stem, settings.coding, settings.task_path)
     evaluate.consent(tasks)
-    bench = Bench(tasks, settings, models.load_model(teacher), models.load_tokenizer(teacher), models.weights_digest(teacher), out, console)
+    tokenizer = models.load_tokenizer(teacher)
+    expert = models.fitting(models.load_model(teacher), tokenizer, "teacher")
+    bench = Bench(tasks, settings, expert, tokenizer, models.weights_digest(teacher), out, console)
     ceiling = bench.measured(TEACHER, teacher)
     if ceiling.recording is None:
         raise UserError(f"the teacher cannot be measured: {ceiling.unmeasured}")
@@ -120,9 +122,10 @@ class Bench:
         """The checkpoint at ``location`` scored and recorded."""
         kept = self.out / "kept" / self._digest(self.teacher_digest)
         folder = kept / (TEACHER if name == TEACHER else self._digest(models.weights_digest(location)))
-        model, tokenizer = (
-            (self.teacher, self.tokenizer) if name == TEACHER else (models.load_model(location), models.load_tokenizer(location))
-        )
+        model, tokenizer = self.teacher, self.tokenizer
+        if name != TEACHER:
+            tokenizer = models.load_tokenizer(location)
+            model = models.fitting(models.load_model(location), tokenizer, "student")
         if not (folder / "items.jsonl").is_file():
             with self.console.status(f"{name}: scoring"):
                 items = evaluate.evaluate(model, tokenizer, self.tasks, batch_size=self.settings.batch_size, limit=self.settings.limit)

@@ -28,7 +28,7 @@ from opd_bench import procedural, store
 from opd_bench.evaluate import TaskSuite, unique_solution
 from opd_bench.exposure import FRACTIONS, INJECTIONS, Array, Recording
 from opd_bench.measure import Rollouts, along
-from opd_bench.models import eos_id
+from opd_bench.models import context, eos_id
 from opd_bench.prompts import encode_prompts
 from opd_bench.rollouts import sample
 from opd_bench.sequences import Prompts, Sequences
@@ -58,8 +58,7 @@ def record(
     """
     chosen = suite.first_docs(count)
     texts = [(task, suite.text(task, doc)) for task, doc in chosen]
-    context = min(int(model.config.max_position_embeddings) for model in (student, teacher))
-    encoded = encode_prompts(texts, tokenizer, context - max_response)
+    encoded = encode_prompts(texts, tokenizer, context(student, teacher) - max_response)
     prompts = Prompts([ids for _, ids in encoded], [task for task, _ in encoded])
     rollouts = Rollouts.of(student, teacher, prompts, max_response=max_response, eos=eos_id(tokenizer), seed=seed, kept=kept)
     values, temperature = along(rollouts, full, kept)

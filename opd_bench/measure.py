@@ -64,7 +64,7 @@ class Rollouts:
     @property
     def columns(self) -> int:
         """Tokens that both models name; the padding of their vocabularies may differ."""
-        return min(len(output_head(model).weight) for model in (self.student, self.teacher))
+        return min(output_head(model).out_features for model in (self.student, self.teacher))
 
     def __getitem__(self, rows: list[int]) -> Rollouts:
         """Those to the prompts in ``rows``."""
@@ -145,7 +145,7 @@ def _kept(teacher: PreTrainedModel, texts: Sequences, path: Path) -> torch.Tenso
 
 def _log_probs(model: PreTrainedModel, hidden_MD: torch.Tensor, columns: int, temperature: float = 1.0) -> torch.Tensor:
     """Log-probabilities (M, V) over the first ``columns`` tokens, float32."""
-    return torch.log_softmax(output_head(model)(hidden_MD.to(model.device))[:, :columns].float() / temperature, -1)
+    return torch.log_softmax(output_head(model)(hidden_MD.to(model.device, model.dtype))[:, :columns].float() / temperature, -1)
 
 
 @torch.no_grad()

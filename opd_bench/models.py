@@ -1,11 +1,18 @@
 """Loading a student and its teacher, and refusing a pair that could not be compared.
 
-Different vocabularies or EOS ids make a student run on after its answer, so both are checked before anything trains.
+    (pair,) = load_pairs(["runs/student"], "runs/teacher", dtype=torch.bfloat16)
+
+Different vocabularies or EOS ids make a student run on after its answer, so both are checked before anything trains. Output heads may
+have more columns than there are tokens (Qwen3: 151 936 for 151 669). Models say nothing with those; student and teacher may differ there.
+
+Shapes: D width, V output columns, W of them tokens.
+Limits: weights in safetensors; names of the hub are resolved to folders before (`hub.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +26,7 @@ from opd_bench.errors import UserError
 from opd_bench.readings import START
 
 COLD_START_FILE = "cold_start.json"
+HASHED = 2**24  # bytes of a file at a time
 
 transformers_logging.disable_progress_bar()
 
@@ -40,20 +48,44 @@ def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.get_vocab()[str(tokenizer.eos_token)]
 
 
-def load_model(location: str) -> PreTrainedModel:
-    """A causal LM in float32, in eval mode. UserError if it cannot be loaded."""
+class TokenHead(torch.nn.Linear):
+    """An output head that leaves out the columns beyond the tokenizer; its weight (V, D) is whole, as it is saved and tied."""
+
+    @classmethod
+    def of(cls, head: torch.nn.Linear, tokens: int) -> TokenHead:
+        cut = cls.__new__(cls)
+        torch.nn.Module.__init__(cut)
+        cut.in_features, cut.out_features, cut.weight = head.in_features, tokens, head.weight
+        cut.register_parameter("bias", head.bias)
+        return cut
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Logits (…, W)."""
+        bias = None if self.bias is None else self.bias[: self.out_features]
+        return torch.nn.functional.linear(input, self.weight[: self.out_features], bias)
+
+
+def load_model(location: str, dtype: torch.dtype = torch.float32, *, remote_code: bool = False) -> PreTrainedModel:
+    """A causal LM with weights of ``dtype``, in eval mode. UserError if it cannot be loaded."""
     try:
-        return AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32).eval()
+        loaded = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, use_safetensors=True, trust_remote_code=remote_code)
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"cannot load a model from {location}: {str(error).splitlines()[0]}") from None
+        raise UserError(_cannot_load("model", location, error)) from None
+    return loaded.eval()
 
 
-def load_tokenizer(location: str) -> PreTrainedTokenizerBase:
+def _cannot_load(what: str, location: str, error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return f"the {what} of {location} is code of its own; read the *.py files in its repository, then set trust_remote_code: true"
+    return f"cannot load a {what} from {location}: {str(error).strip().splitlines()[0]}"
+
+
+def load_tokenizer(location: str, *, remote_code: bool = False) -> PreTrainedTokenizerBase:
     """A tokenizer that pads on the left. UserError if it cannot be loaded or has no EOS."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(location, padding_side="left")
+        tokenizer = AutoTokenizer.from_pretrained(location, padding_side="left", trust_remote_code=remote_code)
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot load a tokenizer from {location}: {str(error).splitlines()[0]}") from None
+        raise UserError(_cannot_load("tokenizer", location, error)) from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {location} has no EOS token, so no rollout would ever end; set eos_token in its config")
     if tokenizer.pad_token_id is None:
@@ -61,15 +93,16 @@ def load_tokenizer(location: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_pairs(students: list[str], teacher: str) -> list[Pair]:
-    """Each student with the teacher, which is loaded once.
+def load_pairs(students: list[str], teacher: str, dtype: torch.dtype = torch.float32, *, remote_code: bool = False) -> list[Pair]:
+    """Each student, in float32, with the teacher, which is loaded once and has weights of ``dtype``.
 
     UserError unless vocabularies and EOS agree and all students have the same shape.
     """
-    other = load_tokenizer(teacher)
-    tokenizers = [agree(load_tokenizer(student), other) for student in students]
-    expert = _fitting(load_model(teacher), other, "teacher")
-    pairs = [Pair(_fitting(load_model(student), own, "student"), expert, own) for student, own in zip(students, tokenizers, strict=True)]
+    other = load_tokenizer(teacher, remote_code=remote_code)
+    tokenizers = [agree(load_tokenizer(student, remote_code=remote_code), other) for student in students]
+    expert = fitting(load_model(teacher, dtype, remote_code=remote_code), other, "teacher")
+    loaded = (fitting(load_model(student, remote_code=remote_code), other, "student") for student in students)
+    pairs = [Pair(student, expert, own) for student, own in zip(loaded, tokenizers, strict=True)]
     shapes = [{name: weight.shape for name, weight in pair.student.named_parameters()} for pair in pairs]
     for student, shape in zip(students, shapes, strict=True):
         if shape != shapes[0]:
@@ -91,10 +124,27 @@ def agree(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) ->
     return tokenizer
 
 
-def _fitting(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, role: str) -> PreTrainedModel:
-    if model.config.vocab_size != len(tokenizer):
-        raise UserError(f"the {role} has {model.config.vocab_size} output columns for {len(tokenizer)} tokens; resize its embeddings")
+def fitting(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, role: str) -> PreTrainedModel:
+    """``model``, which says nothing beyond the tokenizer from now on. UserError if its head has fewer columns than there are tokens."""
+    head, tokens = model.get_output_embeddings(), token_count(tokenizer)
+    if not isinstance(head, torch.nn.Linear):
+        raise UserError(f"the {role} ({type(model).__name__}) has no linear output head; use a causal language model")
+    if len(head.weight) < tokens:
+        raise UserError(f"the {role} has {len(head.weight)} output columns for {tokens} tokens; resize its embeddings")
+    if len(head.weight) > tokens:
+        model.set_output_embeddings(TokenHead.of(head, tokens))
     return model
+
+
+def token_count(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Output columns that stand for tokens: the largest id and one."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def context(*models: PreTrainedModel) -> int:
+    """Tokens of the longest text that all of them take; models without positions (Bloom) take any."""
+    said = (getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "seq_length", None) for model in models)
+    return min(int(length) if length else sys.maxsize for length in said)
 
 
 def cold_start_flops(location: str) -> dict[str, int]:
@@ -112,9 +162,11 @@ def cold_start_flops(location: str) -> dict[str, int]:
 
 
 def weights_digest(location: str) -> str:
-    """Hash of a local model's weights and tokenizer; of the name alone for a hub id."""
-    digest, folder = hashlib.sha256(location.encode() if not Path(location).is_dir() else b""), Path(location)
-    for path in sorted(folder.glob("*")) if folder.is_dir() else []:
-        if path.suffix in (".safetensors", ".json"):
-            digest.update(path.read_bytes())
+    """Hash of the files in a model's folder that determine what it says: weights, tokenizer, templates, its own code."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(location).glob("*")):
+        if path.suffix in (".safetensors", ".json", ".txt", ".model", ".jinja", ".py"):
+            with path.open("rb") as file:
+                while block := file.read(HASHED):
+                    digest.update(block)
     return digest.hexdigest()[:16]

@@ -114,6 +114,7 @@ def response_hidden(model: PreTrainedModel, sequences: Sequences) -> Tensor:
 
 
 def output_head(model: PreTrainedModel) -> torch.nn.Linear:
+    """The last linear map. It has ``out_features`` tokens; rows of its weight beyond them stand for none (`models.TokenHead`)."""
     head = model.get_output_embeddings()
     assert isinstance(head, torch.nn.Linear)
     return head

@@ -26,6 +26,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from opd_bench import clock
 from opd_bench.errors import RunError, UserError
+from opd_bench.scoring import output_head
 from opd_bench.sequences import Prompts, Sequences
 from opd_bench.vllm_worker import EXTENSION
 
@@ -95,6 +96,9 @@ class VLLM(ABC):
         with clock.part("generate"):
             written = self._generate(prompts.ids, parameters)
         rows = [(prompt, *answer) for prompt, answer in zip(prompts.ids, written, strict=True)]
+        tokens = output_head(model).out_features
+        if beyond := next((token for _, response, _ in rows for token in response if token >= tokens), None):
+            raise RunError(f"vLLM wrote token {beyond}, which the tokenizer does not have; use rollouts.by: model")
         return Sequences(
             ids_BT=pad_sequence([torch.tensor(prompt + response) for prompt, response, _ in rows], batch_first=True),
             prompt_B=prompts.lengths_B,

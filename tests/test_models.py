@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from opd_bench.embedded.fit import new_llama
+from opd_bench.engine import TorchEngine
 from opd_bench.errors import UserError
-from opd_bench.losses import cross_entropy
-from opd_bench.models import load_pairs, load_tokenizer, weights_digest
+from opd_bench.judge import Judge
+from opd_bench.losses import cross_entropy, kl, reverse_kl
+from opd_bench.models import load_model, load_pairs, load_tokenizer, weights_digest
+from opd_bench.rollouts import sample
+from opd_bench.scoring import ModelTeacher
+from opd_bench.sequences import Prompts
+
+OWN = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
 
 
 def changed(tokenizer: PreTrainedTokenizerFast, folder: Path, **tokens: str | None) -> str:
@@ -68,12 +86,94 @@ def test_a_tokenizer_without_eos_is_refused(tokenizer, tmp_path):
     assert "has no EOS token" in complaint(lambda: load_tokenizer(changed(tokenizer, tmp_path, eos_token=None)))
 
 
-def test_output_columns_must_match_the_vocabulary(pair_folders, tokenizer, tmp_path):
-    model = new_llama(32, 1, tokenizer, seed=0)
-    model.resize_token_embeddings(len(tokenizer) + 1)
-    model.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    assert "output columns" in complaint(lambda: load_pairs([str(tmp_path)], str(pair_folders["teacher"])))
+def padded(folder: Path, tokenizer: PreTrainedTokenizerFast, width: int, columns: int, loud: float = 0.0) -> str:
+    """A model with other than a column for each token; those beyond the tokenizer have logits of ``loud`` times the others' scale."""
+    model = new_llama(width, 1, tokenizer, seed=width)
+    model.resize_token_embeddings(len(tokenizer) + columns, mean_resizing=False)
+    if columns > 0:
+        model.get_output_embeddings().weight.data[len(tokenizer) :] *= loud
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_fewer_output_columns_than_tokens_are_refused(pair_folders, tokenizer, tmp_path):
+    student = padded(tmp_path, tokenizer, 32, -1)
+    assert "output columns for" in complaint(lambda: load_pairs([student], str(pair_folders["teacher"])))
+
+
+@pytest.fixture
+def padded_pair(tokenizer, tmp_path):
+    """Student and teacher padded differently, so loudly that a distribution with the padding in it would be all padding."""
+    return load_pairs([padded(tmp_path / "s", tokenizer, 32, 3, 1e3)], padded(tmp_path / "t", tokenizer, 64, 7, 1e3))[0]
+
+
+def test_columns_beyond_the_tokenizer_are_never_sampled(padded_pair):
+    for model in (padded_pair.student, padded_pair.teacher):
+        generator = torch.Generator().manual_seed(0)
+        drawn = sample(model, Prompts([[2, 3, 4]] * 4, [""] * 4), max_response=20, eos=padded_pair.eos, generator=generator)
+        assert int(drawn.ids_BT.max()) < len(padded_pair.tokenizer)
+        logits_1TV = model(torch.tensor([[2, 3, 4]])).logits
+        assert logits_1TV.shape[-1] == len(padded_pair.tokenizer)
+        assert drawn.logprob_BT[0, 3].item() == pytest.approx(logits_1TV[0, -1].log_softmax(-1)[drawn.ids_BT[0, 3]].item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_students_and_teachers_may_be_padded_differently(padded_pair, dtype):
+    """They meet in the common columns; what lies beyond gets no gradient and keeps its place in what is saved."""
+    bench, tokens = engine_of(padded_pair, dtype), len(padded_pair.tokenizer)
+    before = padded_pair.student.get_output_embeddings().weight.detach().clone()
+    rollouts = bench.sample(Prompts([[2, 3, 4]] * 4, [""] * 4), 1)
+    done = bench.update(rollouts, reverse_kl, teacher=True, weights_B=None, lr_scale=1.0)
+    mask_BT = rollouts.response_BT
+    own_NV, theirs_NV = (
+        model(rollouts.ids_BT).logits[:, :-1][mask_BT[:, 1:]].log_softmax(-1) for model in (bench.start, padded_pair.teacher)
+    )
+    assert done.loss == pytest.approx(kl(own_NV, theirs_NV).mean().item(), rel=1e-4 if dtype == torch.float32 else 0.05)
+    after = padded_pair.student.get_output_embeddings().weight
+    assert torch.equal(after[tokens:], before[tokens:])
+    assert not torch.equal(after[:tokens], before[:tokens])
+
+
+def test_a_padded_student_is_saved_whole(padded_pair, tmp_path):
+    padded_pair.student.save_pretrained(tmp_path / "saved")
+    stock, own = AutoModelForCausalLM.from_pretrained(tmp_path / "saved"), padded_pair.student
+    assert len(stock.lm_head.weight) == len(padded_pair.tokenizer) + 3
+    ids_1T = torch.tensor([[2, 3, 4]])
+    assert torch.equal(stock(ids_1T).logits[..., : len(padded_pair.tokenizer)], own(ids_1T).logits)
+
+
+def engine_of(pair, dtype: torch.dtype) -> Any:
+    """An engine of the pair; ``start`` is the student as it was."""
+    engine = TorchEngine(
+        student=pair.student,
+        teacher=ModelTeacher(pair.teacher),
+        eos=pair.eos,
+        max_response=20,
+        stream=lambda start, count: pytest.fail("the prompts are given"),
+        corpus=lambda rows: pytest.fail("no text of the teacher is needed"),
+        judge_model=Judge(pair.teacher, [2, 3], 4, 5, pair.eos, max_check=3),
+        lr=1e-3,
+        seed=0,
+        dtype=dtype,
+    )
+    engine.start = copy.deepcopy(pair.student)  # pyright: ignore[reportAttributeAccessIssue]
+    return engine
+
+
+def test_the_teacher_takes_the_precision_asked_for_and_the_student_trains_in_float32(pair_folders):
+    (pair,) = load_pairs([str(pair_folders["student"])], str(pair_folders["teacher"]), torch.bfloat16)
+    assert (pair.student.dtype, pair.teacher.dtype) == (torch.float32, torch.bfloat16)
+
+
+def test_code_of_a_models_own_needs_consent(pair_folders, tmp_path):
+    shutil.copytree(pair_folders["student"], folder := tmp_path / "own")
+    config = json.loads((folder / "config.json").read_text())
+    auto = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "own", "auto_map": auto}))
+    (folder / "own.py").write_text(OWN)
+    assert "trust_remote_code: true" in complaint(lambda: load_model(str(folder)))
+    assert type(load_model(str(folder), remote_code=True)).__name__ == "OwnModel"
 
 
 def test_missing_and_damaged_models_are_one_line(pair_folders, tmp_path):
