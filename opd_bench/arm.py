@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from opd_bench import backends, continuations, evaluate, flops, retention, store
+from opd_bench import backends, continuations, evaluate, flops, lora, retention, store
 from opd_bench.bench import Bench
 from opd_bench.config import Config
 from opd_bench.engine import TorchEngine
@@ -26,7 +26,7 @@ from opd_bench.judge import Answer, Judge, Reader
 from opd_bench.judge_verifier import Verifier
 from opd_bench.ledger import Ledger
 from opd_bench.methods import Method
-from opd_bench.models import Pair, load_pairs
+from opd_bench.models import Pair, context, load_pairs
 from opd_bench.plan import TEACHER, Job
 from opd_bench.prompts import Corpus, Stream, encode_prompts
 from opd_bench.rollouts import Sampler
@@ -86,6 +86,8 @@ class Workshop:
 
     def engine(self, job: Job, student: PreTrainedModel, lr: float, corpus_folder: Path) -> TorchEngine:
         stream, folder = Stream(self.encoded, job.seed), corpus_folder / f"seed-{job.seed}"
+        if self.config.lora:
+            student = lora.adapted(student, rank=self.config.lora.rank, alpha=self.config.lora.alpha, seed=job.seed)
         return TorchEngine(
             student=student,
             teacher=backends.teacher_of(self.config, self.pair, self.longest, folder),
@@ -99,6 +101,7 @@ class Workshop:
             lr=lr,
             seed=job.seed,
             gradient_checkpointing=self.config.gradient_checkpointing,
+            dtype=getattr(torch, self.config.dtype),
         )
 
     def bench(self, engine: TorchEngine, limit: float) -> Bench:
@@ -110,11 +113,12 @@ class Workshop:
 def workshop(config_json: str) -> Workshop:
     """Load models and tasks. UserError where they do not fit together."""
     config = Config.model_validate_json(config_json)
-    pairs = load_pairs([config.location(student) for student in config.students], config.location(config.teacher))
+    code = {"remote_code": config.trust_remote_code}
+    folders = [config.location(name) for name in (*config.students, config.teacher)]
+    pairs = load_pairs(folders[:-1], folders[-1], getattr(torch, config.dtype), **code)
     pair = pairs[0]
     suite = evaluate.tasks_of(config, pair.tokenizer)
-    context = min(int(model.config.max_position_embeddings) for model in (pair.student, pair.teacher))
-    room = context - config.max_response
+    room = context(pair.student, pair.teacher) - config.max_response
     prompts = suite.prompts("train")
     encoded = encode_prompts(prompts, pair.tokenizer, room)
     verifier = _verifier(suite, prompts)
@@ -124,8 +128,13 @@ def workshop(config_json: str) -> Workshop:
         max_response=config.max_response,
         max_check=0,
         question_tokens=0,
-        student_flops=flops.flop_count(pair.student.config),
-        teacher_flops=flops.flop_count(pair.teacher.config),
+        student_flops=flops.flop_count(
+            pair.student.config,
+            lora_rank=config.lora.rank if config.lora else 0,
+            checkpointing=config.gradient_checkpointing,
+            **code,
+        ),
+        teacher_flops=flops.flop_count(pair.teacher.config, **code),
         judge_model=judge,
     )
     longest = judge.worst(torch.tensor([counter.max_prompt + config.max_response])).tokens
@@ -138,8 +147,8 @@ def workshop(config_json: str) -> Workshop:
 
 def _verifier(suite: evaluate.TaskSuite, prompts: list[tuple[str, str]]) -> Verifier:
     """Knows the training documents, whose prompts are ``prompts``, of the tasks that generate."""
-    writing = {name: task for name, task in suite.tasks.items() if task.OUTPUT_TYPE == "generate_until"}
-    seen: dict[str, int] = dict.fromkeys(suite.tasks, -1)
+    writing = {name: task for name, task in suite.scored.items() if task.OUTPUT_TYPE == "generate_until"}
+    seen: dict[str, int] = dict.fromkeys(suite.scored, -1)
     places: dict[str, tuple[str, int]] = {}
     for name, text in prompts:
         seen[name] += 1
@@ -235,7 +244,7 @@ def _engine(bench: Bench) -> TorchEngine:
 
 
 def _student(bench: Bench) -> PreTrainedModel:
-    return _engine(bench).student
+    return _engine(bench).plain
 
 
 def _spent(bench: Bench) -> dict[str, dict]:

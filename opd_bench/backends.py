@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from opd_bench.behind import Behind
 from opd_bench.config import Config
 from opd_bench.errors import UserError
+from opd_bench.hub import unpinned
 from opd_bench.judge import Judge
 from opd_bench.judge_endpoint import VERDICTS, EndpointJudge
 from opd_bench.judge_model import RATING, YES_NO, CheckJudge, Options, ReadJudge, rating, yes_or_no
@@ -58,7 +59,7 @@ def paced(config: Config, sampler: Sampler, student: PreTrainedModel) -> Sampler
 
 
 def _server_sampler(config: Config, longest: int) -> VLLMServerSampler:
-    return VLLMServerSampler(str(config.rollouts.url), config.rollouts.served or config.students[0], longest)
+    return VLLMServerSampler(str(config.rollouts.url), config.rollouts.served or unpinned(config.students[0]), longest)
 
 
 def _few(prompts: list[list[int]]) -> Prompts:
@@ -75,7 +76,7 @@ def teacher_of(config: Config, pair: Pair, longest: int, kept: Path) -> Teacher:
     if scoring.by == "cache":
         return CachedTeacher(exact, scoring.top, kept / "scores.sqlite")
     tokens = pair.tokenizer(PROBE, add_special_tokens=False).input_ids
-    served = scoring.served or config.teacher
+    served = scoring.served or unpinned(config.teacher)
     return ServerTeacher(str(scoring.url), served, scoring.top, pair.teacher.config.vocab_size, pair.eos, tokens, longest)
 
 

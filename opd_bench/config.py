@@ -301,7 +301,7 @@ class Config(_Part):
     def location(self, model: str) -> str:
         """Where the model that the configuration calls ``model`` is; UserError where it was to be built and is not there."""
         if not model.startswith("built/"):
-            return model_location(model)
+            return model_location(model, remote_code=self.trust_remote_code)
         folder = self.built_folder / model.removeprefix("built/")
         if self.build is None:
             raise UserError(f"{model}: this configuration has no `build` that says how to make it")

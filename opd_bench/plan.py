@@ -34,6 +34,7 @@ MODULES = (
         "judge_model",
         "judge_verifier",
         "ledger",
+        "lora",
         "losses",
         "measure",
         "methods",

@@ -4,9 +4,9 @@
     sample(teacher, prompts, ...)          # written after the longer prompts, handed out after the plain ones
     response_hidden(teacher, sequences)    # of the same responses, after the longer prompts
 
-So a model can teach itself: on-policy self-distillation (Zhao et al. 2026, arXiv 2601.18734) or self-distillation fine-tuning (Shenfeld et
-al. 2026, arXiv 2601.19897). A prompt that is not known is left as it is. Whether what such a teacher does can be taught is for a gate to say
-(`gates.py`): shown a bare answer, it states it.
+So a model can teach itself: on-policy self-distillation (Zhao et al. 2026, arXiv 2601.18734), self-distillation fine-tuning (Shenfeld
+et al. 2026, arXiv 2601.19897). A prompt that is not known is left as it is. Whether what such a teacher does can be taught is for a gate
+to say (`gates.py`): shown a bare answer, it states it.
 
 Shapes: B sequences, T tokens.
 """

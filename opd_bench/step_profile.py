@@ -32,7 +32,7 @@ from opd_bench.bench import Judgement, Updated
 from opd_bench.clock import Heard
 from opd_bench.config import Config
 from opd_bench.engine import TorchEngine
-from opd_bench.flops import FlopCount, flop_count
+from opd_bench.flops import FlopCount
 from opd_bench.judge_model import CheckJudge, ReadJudge
 from opd_bench.losses import Loss
 from opd_bench.plan import Job, jobs
@@ -136,7 +136,7 @@ def profile(config: Config, method: str | None, steps: int, console: Console) ->
         peaks = {dtype: matrix_product_rate(model.device, dtype) for dtype in {model.dtype, writes}}
         with tempfile.TemporaryDirectory() as folder:
             student = copy.deepcopy(shop.pairs[job.start].student)
-            engine: Any = _Watched(shop.engine(job, student, built.config.lr, Path(folder) / "corpus"), config, shop.pair.teacher)
+            engine: Any = _Watched(shop.engine(job, student, built.config.lr, Path(folder) / "corpus"), shop)
             taken = []
             with clock.recording(model.device) as heard:
                 begun, ran = time.perf_counter(), time.thread_time()
@@ -234,9 +234,10 @@ def _threads(count: int) -> Iterator[None]:
 class _Watched:
     """An engine, and the work that goes through it by part."""
 
-    def __init__(self, engine: TorchEngine, config: Config, teacher: PreTrainedModel) -> None:
-        self._engine, self._config = engine, config
-        self._student, self._teacher = _Cost.of(engine.student, config.gradient_checkpointing), _Cost.of(teacher)
+    def __init__(self, engine: TorchEngine, shop: arm.Workshop) -> None:
+        self._engine, self._config = engine, shop.config
+        self._student = _Cost.of(shop.pair.student, shop.counter.student_flops)
+        self._teacher = _Cost.of(shop.pair.teacher, shop.counter.teacher_flops)
         self._work: dict[str, Work] = {}
         self._text_s = 0.0
 
@@ -272,7 +273,7 @@ class _Watched:
         if not isinstance(judge, CheckJudge | ReadJudge):
             self._add("judge", judgement.usage.tokens, None)
             return judgement
-        for part, work in _Cost.of(judge.model).sampled(read_B, read_B + written_B).items():
+        for part, work in _Cost.of(judge.model, judge.flops).sampled(read_B, read_B + written_B).items():
             self._add(f"judge, {part}", *work)
         return judgement
 
@@ -300,15 +301,16 @@ class _Cost:
     head: FlopCount
 
     @classmethod
-    def of(cls, model: PreTrainedModel, checkpointing: bool = False) -> _Cost:
-        whole, head = flop_count(model.config, checkpointing=checkpointing), model.config.hidden_size * model.config.vocab_size
+    def of(cls, model: PreTrainedModel, whole: FlopCount) -> _Cost:
+        head = model.config.hidden_size * model.config.vocab_size
         return cls(replace(whole, matmul_parameters=whole.matmul_parameters - head), FlopCount(head, 0))
 
     def sampled(self, prompt_B: torch.Tensor, length_B: torch.Tensor) -> dict[str, tuple[int, int]]:
         """Tokens and FLOPs of prefill and decoding; the last token of a text is not fed back."""
         prompts, fed = int(prompt_B.sum()), int((length_B - prompt_B).sum()) - len(prompt_B)
-        prefill = self.body.score(prompt_B)
-        decode = self.body.score(length_B - 1) - prefill
+        plain = replace(self.body, adapter_parameters=0)  # adapters are merged to sample
+        prefill = plain.score(prompt_B)
+        decode = plain.score(length_B - 1) - prefill
         return {"prefill": (prompts, prefill + self.head.forward(len(prompt_B), 0)), "decode": (fed, decode + self.head.forward(fed, 0))}
 
 

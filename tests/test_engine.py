@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import EOS, NO, VOCABULARY, YES, tiny_llama
+from transformers import OPTConfig, OPTForCausalLM
 
 from opd_bench import engine as engine_module
 from opd_bench import scoring
+from opd_bench.checkpointing import checkpointed
 from opd_bench.errors import RunError, UserError
 from opd_bench.exposure import gap
 from opd_bench.judge import Answer, Reader
@@ -125,6 +127,48 @@ def test_checkpointing_computes_layers_again_and_changes_nothing(engine):
     assert torch.equal(found[True][1], found[False][1])
     assert found[True][2] == 2 * found[False][2]
     assert not any(module.training for module in engine.student.modules())
+
+
+def test_in_mixed_precision_products_are_narrow_and_the_rest_is_not(engine):
+    """The gradient is float32's within bfloat16's rounding (2^-9 a product), and what is kept and optimised is float32."""
+    seen, start, found = [], copy.deepcopy(engine.student.state_dict()), {}
+    engine.student.base_model.layers[0].mlp.register_forward_hook(lambda *of: seen.append(of[-1].dtype))
+
+    def watching(logits_NV, tokens):
+        seen.append(logits_NV.dtype)
+        return reverse_kl(logits_NV, tokens)
+
+    for dtype in (torch.float32, torch.bfloat16):
+        engine.student.load_state_dict(start)
+        engine.dtype = dtype
+        seen.clear()
+        done = engine.update(sequences(*ROWS), watching, teacher=True, weights_B=None, lr_scale=1.0)
+        found[dtype] = done.loss, torch.cat([part.flatten() for part in engine.gradient]).double()
+        assert set(seen) == {dtype, torch.float32}
+    (exact, exact_gradient), (narrow, narrow_gradient) = found.values()
+    assert narrow == pytest.approx(exact, rel=0.05)
+    assert 0 < (narrow_gradient - exact_gradient).norm() < 0.05 * exact_gradient.norm()
+    assert {weight.dtype for weight in engine.student.parameters()} == {part.dtype for part in engine.gradient} == {torch.float32}
+
+
+def test_checkpointing_keeps_mixed_precision(engine):
+    start, gradients = copy.deepcopy(engine.student.state_dict()), []
+    engine.dtype = torch.bfloat16
+    for engine.gradient_checkpointing in (False, True):
+        engine.student.load_state_dict(start)
+        engine.update(sequences(*ROWS), reverse_kl, teacher=True, weights_B=None, lr_scale=1.0)
+        gradients.append(torch.cat([part.flatten() for part in engine.gradient]))
+    assert torch.equal(*gradients)
+
+
+def test_checkpointing_never_lets_dropout_in(engine):
+    """OPT's layers drop out by themselves, in training mode."""
+    shape = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "word_embed_proj_dim": 32}
+    model = OPTForCausalLM(OPTConfig(vocab_size=VOCABULARY, dropout=0.5, pad_token_id=0, eos_token_id=EOS, **shape)).eval()
+    ids_BT = torch.tensor([[3, 4, 5]])
+    with checkpointed(model):
+        inside = model(ids_BT, use_cache=False).logits
+    assert torch.equal(inside, model(ids_BT, use_cache=False).logits)
 
 
 def test_what_a_chunk_gives_back_does_not_keep_its_logits(engine):
