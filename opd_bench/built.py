@@ -10,6 +10,7 @@ configuration says of them. A build that was interrupted goes on where it stoppe
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from opd_bench import plan, store
 from opd_bench.config import Config, model_location
 from opd_bench.errors import UserError
 from opd_bench.evaluate import TaskSuite, tasks_of
+from opd_bench.hub import SOURCE_FILE
 from opd_bench.models import COLD_START_FILE, load_model, load_tokenizer, weights_digest
 from opd_bench.readings import START
 from opd_bench.supervised import Example, batches, fit
@@ -53,6 +55,8 @@ def build(config: Config, console: Console) -> None:
                 if name == STEPS[0]:
                     store.write_json(part / COLD_START_FILE, dict(zip(START, (flops, 0), strict=True)))
                 store.write_json(part / MADE_FROM, said)
+                if (Path(before) / SOURCE_FILE).is_file():
+                    shutil.copy(Path(before) / SOURCE_FILE, part)
             console.print(f"{name}: {flops:.2e} FLOPs, {folder}", markup=False, highlight=False)
         before = str(folder)
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -27,6 +28,7 @@ from opd_bench.leaderboard import Leaderboard
 from opd_bench.ledger import VERIFIER
 from opd_bench.models import cold_start_flops
 from opd_bench.plan import Job, describe, jobs
+from opd_bench.preflight import examine, memory, pinned, sources
 from opd_bench.records import ArmRecord, CurvePoint, Run
 from opd_bench.resources import PACKAGE
 
@@ -45,24 +47,30 @@ def compare(config: Config, out: Path, command: str, workers: int, console: Cons
             with suppress(UserError):  # absent, damaged or of another version: made anew from the arms
                 return leaderboard.read(out / "leaderboard.json")
         else:
-            _write_manifest(config, out, command, planned, preflight(config, planned, min(workers, len(missing)), out))
+            found = preflight(config, planned, min(workers, len(missing)), out)
+            for line in found["warnings"]:
+                console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
+            _write_manifest(config, out, command, planned, found)
             store.sweep(out)
             done = len(planned) - len(missing)
             if done:
                 console.print(f"Resuming: {done} of {len(planned)} jobs are done.")
-            carry_out(config, missing, out, min(workers, len(missing)), console, lambda job: _line(job, out))
+            carry_out(pinned(config), missing, out, min(workers, len(missing)), console, lambda job: _line(job, out))
         return publish(config, out, planned)
 
 
-def preflight(config: Config, planned: list[Job], workers: int, out: Path) -> dict[str, dict[str, float] | None]:
+def preflight(config: Config, planned: list[Job], workers: int, out: Path) -> dict[str, Any]:
     """Everything that can be found wrong before the first step of ``workers`` jobs side by side. UserError.
 
-    Returns the overlap of training and test items by task, and how a sparse teacher signal differs from the teacher.
+    Returns the models' versions, what is worth knowing of them, the overlap of training and test items by task, and how a sparse teacher
+    signal differs from the teacher.
     """
     from opd_bench import arm, backends, evaluate
     from opd_bench.train import require_one_step
 
+    needed = memory(config, workers)
     shop = arm.workshop(config.model_dump_json())
+    checked = examine(config, shop.pair, shop.longest)
     evaluate.consent(shop.suite)
     prompts = [ids for _, ids in shop.encoded]
     backends.check_sampler(config, shop.pair, prompts, shop.longest, workers)
@@ -72,7 +80,13 @@ def preflight(config: Config, planned: list[Job], workers: int, out: Path) -> di
                 require_one_step(job.build(), shop.counter, limit, config.axis)
     signal = backends.check_teacher(config, shop.pair, prompts, shop.longest)
     backends.check_judge(shop.judge, out)
-    return {"train_test_overlap": evaluate.overlap(shop.suite), "teacher_signal": signal}
+    return {
+        "models": sources(config),
+        "warnings": checked.warnings,
+        "facts": [*checked.facts, needed],
+        "train_test_overlap": evaluate.overlap(shop.suite),
+        "teacher_signal": signal,
+    }
 
 
 @contextmanager
@@ -99,7 +113,7 @@ def _check_folder(config: Config, out: Path) -> None:
         raise UserError(f"{out} is not empty and holds no manifest.json of a comparison; choose another --out")
 
 
-def _write_manifest(config: Config, out: Path, command: str, planned: list[Job], found: dict[str, dict[str, float] | None]) -> None:
+def _write_manifest(config: Config, out: Path, command: str, planned: list[Job], found: dict[str, Any]) -> None:
     """State what is compared, by what; the leaderboard and teacher text of other jobs go."""
     path = out / "manifest.json"
     described = [describe(job) for job in planned]

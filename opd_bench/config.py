@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from opd_bench.errors import UserError, did_you_mean
 from opd_bench.gates import Limits
-from opd_bench.hub import cache_folder, locate
+from opd_bench.hub import Source, cache_folder, locate
 from opd_bench.ledger import STUDENT_TOKENS, TEACHER_TOKENS, Axis, Dollars, Seconds, Tokens
 from opd_bench.methods import Method, describe, designs, label
 from opd_bench.resources import SIZES, TASKS, TIERS
@@ -298,16 +298,20 @@ class Config(_Part):
         made_from = self.model_dump(mode="json", include={"build", "tasks", "chat"})
         return cache_folder() / "built" / f"{self.tier}-{_digest(made_from)}"
 
-    def location(self, model: str) -> str:
-        """Where the model that the configuration calls ``model`` is; UserError where it was to be built and is not there."""
+    def source(self, model: str) -> Source:
+        """The model that the configuration calls so; UserError where it is not to be had, or was to be built and is not there."""
         if not model.startswith("built/"):
-            return model_location(model, remote_code=self.trust_remote_code)
+            return locate(model, remote_code=self.trust_remote_code)
         folder = self.built_folder / model.removeprefix("built/")
         if self.build is None:
             raise UserError(f"{model}: this configuration has no `build` that says how to make it")
         if not folder.is_dir():
             raise UserError(f"{model} has not been made yet: run opd-bench build-teacher --tier {self.tier} first")
-        return str(folder)
+        return Source(model, folder)
+
+    def location(self, model: str) -> str:
+        """The folder of `source`."""
+        return str(self.source(model).folder)
 
     @property
     def digest(self) -> str:

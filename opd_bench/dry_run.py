@@ -21,7 +21,7 @@ from opd_bench.trace import full_batch, worst_case
 def show_plan(config: Config, out: Path, workers: int, console: Console) -> None:
     """Print every method's arms, the cost of its steps by kind of charge, and an estimate of the training time."""
     planned = jobs(config)
-    compare.preflight(config, planned, workers, out)
+    found = compare.preflight(config, planned, workers, out)
     shop = arm.workshop(config.model_dump_json())
     arms = [job for job in planned if job.method]
     table = Table(
@@ -50,6 +50,8 @@ def show_plan(config: Config, out: Path, workers: int, console: Console) -> None
     )
     workers = min(workers, len(arms))
     console.print(f"Training: about {total / workers / 60:.1f} min with {workers} arms side by side.")
+    for line in (*found["warnings"], *found["facts"]):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(f"Results would go to {out}.", markup=False, highlight=False, soft_wrap=True)
 
 

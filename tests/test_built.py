@@ -6,7 +6,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from opd_bench import built, config, supervised
+from opd_bench import built, supervised
 from opd_bench.built import build, solved
 from opd_bench.config import load
 from opd_bench.errors import UserError
@@ -16,7 +16,7 @@ from opd_bench.models import cold_start_flops, load_model, load_tokenizer
 
 @pytest.fixture(autouse=True)
 def cache(monkeypatch, tmp_path):
-    monkeypatch.setattr(config, "CACHE", tmp_path / "cache")
+    monkeypatch.setenv("OPD_BENCH_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_a_build_that_was_interrupted_ends_where_it_would_have(settings, monkeyp
     chosen = settings()
     build(chosen, Console(quiet=True))
     whole = weights(chosen.location("built/specialist"))
-    monkeypatch.setattr(config, "CACHE", tmp_path / "other")
+    monkeypatch.setenv("OPD_BENCH_CACHE", str(tmp_path / "other"))
     monkeypatch.setattr(built, "EVERY", 1)
     reached = []
 

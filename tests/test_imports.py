@@ -60,6 +60,7 @@ ORDER = (
         "suite",
         "plots",
         "power",
+        "preflight",
         "compare",
         "tune",
         "page",

@@ -1,0 +1,127 @@
+"""What a user should know of student and teacher before anything trains: where they came from, where texts end, whether they fit in memory.
+
+    checked = examine(config, pair, longest=400)
+    checked.warnings, checked.facts
+    memory(config, workers=4)                # "memory: about 1.9 GiB an arm, …"; UserError where it cannot be enough
+
+Limits: memory is that of weights, gradients and optimiser, with neither activations nor caches, and of the CPU alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import psutil
+from safetensors import safe_open
+from transformers import AutoConfig, PreTrainedModel
+
+from opd_bench import store
+from opd_bench.config import Config
+from opd_bench.errors import UserError
+from opd_bench.flops import flop_count
+from opd_bench.hub import SOURCE_FILE
+from opd_bench.models import Pair, context, token_count
+from opd_bench.scoring import output_head
+
+GIB = 2**30
+BYTES = {"float32": 4, "bfloat16": 2}
+MOMENTS = 8  # bytes of AdamW's two moments for a trained weight
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Lines for the user: ``warnings`` are printed always, ``facts`` by ``--dry-run``; the manifest has both."""
+
+    warnings: list[str]
+    facts: list[str]
+
+
+def sources(config: Config) -> dict[str, dict[str, Any]]:
+    """Of every model of the configuration: the name that stands for this very version, and what a pulled one says of itself."""
+    found = {}
+    for name in dict.fromkeys((*config.students, config.teacher)):
+        source = config.source(name)
+        path = source.folder / SOURCE_FILE
+        found[name] = {"version": source.pinned, **({"source": store.read_json(path)} if path.is_file() else {})}
+    return found
+
+
+def pinned(config: Config) -> Config:
+    """``config`` with the versions of hub models that it stands for now: what workers are given, so that all train on one."""
+    names = {name: of["version"] for name, of in sources(config).items()}
+    return config.model_copy(update={"students": [names[name] for name in config.students], "teacher": names[config.teacher]})
+
+
+def examine(config: Config, pair: Pair, longest: int) -> Checked:
+    """What student and teacher say of themselves; ``longest``: tokens of the longest text that is trained on."""
+    warnings, facts = [], []
+    for name, of in sources(config).items():
+        if of["version"] != name:
+            facts.append(f"{name} is {of['version']}; to compare with the same weights later, write that name")
+        if "source" in of:
+            facts.append(f"{name} is from {of['source']['from']}; weights {of['source']['weights']}")
+    tokens, end = token_count(pair.tokenizer), str(pair.tokenizer.eos_token)
+    facts.append(f"rollouts end with {end!r} (token {pair.eos})")
+    for role, model in (("student", pair.student), ("teacher", pair.teacher)):
+        for where, ids in _ends(model):
+            others = ", ".join(repr(pair.tokenizer.convert_ids_to_tokens(other)) for other in ids if other != pair.eos)
+            if pair.eos not in ids:
+                warnings.append(
+                    f"the {role}'s {where} ends texts with {others}, and its tokenizer with {end!r}: here rollouts end with {end!r} alone; "
+                    "where the model does not write that, they are cut at max_response (set eos_token in both tokenizers' configs)"
+                )
+            elif others:
+                facts.append(f"the {role}'s {where} ends texts with {others}, too; here that ends nothing")
+        columns = len(output_head(model).weight)
+        if columns > tokens:
+            facts.append(f"the {role} has {columns} output columns for {tokens} tokens; those beyond are never sampled nor compared")
+    facts.append(f"chat template: {'yes' if pair.tokenizer.chat_template else 'none; prompts are given as plain text'}")
+    facts.append(f"the longest text has {longest} tokens; the models take {context(pair.student, pair.teacher)}")
+    return Checked(warnings, facts)
+
+
+def _ends(model: PreTrainedModel) -> Iterator[tuple[str, list[int]]]:
+    """Where the model says what ends a text, and the ids."""
+    for where in ("config", "generation_config"):
+        said = getattr(getattr(model, where, None), "eos_token_id", None)
+        if said is not None:
+            yield where, said if isinstance(said, list) else [said]
+
+
+def parameters(folder: str) -> int:
+    """Weights in the safetensors files of ``folder``, read from their headers."""
+    count = 0
+    for path in Path(folder).glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            count += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return count
+
+
+def memory(config: Config, workers: int, free: int | None = None) -> str:
+    """What ``workers`` arms side by side and the program around them need at least, and what is free (bytes; default: as it is now).
+
+    UserError where the weights, gradients and moments alone are more.
+    """
+    code = config.trust_remote_code
+    folder = config.location(config.students[0])
+    student, teacher = parameters(folder), parameters(config.location(config.teacher))
+    trained = student
+    if config.lora:
+        said = AutoConfig.from_pretrained(folder, trust_remote_code=code)
+        trained = flop_count(said, lora_rank=config.lora.rank, remote_code=code).adapter_parameters
+    held = len(config.students) * 4 * student + BYTES[config.dtype] * teacher  # by every process
+    training = 4 * student + (4 + MOMENTS) * trained
+    writing = BYTES[config.rollouts.dtype] * student + 4 * student * config.rollouts.staleness
+    branch = (4 * (0 if config.lora else student) + (4 + MOMENTS) * trained) if config.budget.points else 0
+    least, free = held + workers * (held + training), psutil.virtual_memory().available if free is None else free
+    if least > free:
+        raise UserError(
+            f"{workers} arms side by side need {least / GIB:.1f} GiB at least, and {free / GIB:.1f} GiB are free; "
+            "lower --jobs, set dtype: bfloat16 (the teacher's) or lora: {rank: 16}, name fewer students, or take smaller models"
+        )
+    arm = held + training + writing + branch
+    return f"memory: about {arm / GIB:.2f} GiB an arm without activations, {workers} at once; {free / GIB:.1f} GiB are free"
