@@ -106,6 +106,8 @@ def result(out):
     document = json.loads((out / "leaderboard.json").read_text(encoding="utf-8"))
     for method in document["methods"]:
         del method["wall_s"], method["spent"]["seconds"]
+        if method["judge"]:
+            del method["judge"]["cost"]["seconds"]
     document["readings"] = [reading for reading in document["readings"] if reading["unit"] != "seconds"]
     del document["command"]
     return document
