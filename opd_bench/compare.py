@@ -20,6 +20,7 @@ import numpy as np
 from rich.console import Console
 
 from opd_bench import judge_audit, judge_report, leaderboard, plots, report, store, suite
+from opd_bench.assemble import assemble
 from opd_bench.config import Config, determining
 from opd_bench.errors import RunError, UserError
 from opd_bench.judge_endpoint import VERDICTS
@@ -277,7 +278,7 @@ def records(config: Config, out: Path, planned: list[Job]) -> tuple[Run, list[Ar
 def publish(config: Config, out: Path, planned: list[Job]) -> Leaderboard:
     """Statistics, leaderboard, tables and plots from the files of finished jobs."""
     run, arms = records(config, out, planned)
-    board = leaderboard.assemble(run, arms, config.exposure.draws, config.gates)
+    board = assemble(run, arms, config.exposure.draws, config.gates)
     names = list(dict.fromkeys(arm.method for arm in arms))
     plots.draw(board, run, arms, names, out)
     judges = {name: [arm.judged for arm in arms if arm.method == name and arm.judged] for name in names}

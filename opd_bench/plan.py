@@ -40,6 +40,7 @@ MODULES = (
         "methods",
         "mismatch",
         "models",
+        "privilege",
         "prompts",
         "retention",
         "rollouts",

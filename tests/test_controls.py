@@ -13,12 +13,13 @@ import torch
 from rich.console import Console
 from test_leaderboard import arms_of, divergences, items, run_of
 
+from opd_bench.assemble import assemble
 from opd_bench.cli import main
 from opd_bench.config import load, size
 from opd_bench.embedded import controls
 from opd_bench.errors import RunError
 from opd_bench.exposure import Recording
-from opd_bench.leaderboard import Leaderboard, assemble
+from opd_bench.leaderboard import Leaderboard
 from opd_bench.models import load_model, load_tokenizer
 from opd_bench.records import ArmRecord, Run
 from opd_bench.resources import EMBEDDED

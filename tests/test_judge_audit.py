@@ -12,8 +12,8 @@ from scipy import stats
 from test_leaderboard import arms_of, read, run_of, write
 
 from opd_bench import gates, judge_report, plots, report
+from opd_bench.assemble import assemble
 from opd_bench.judge_audit import Judged, audited, rise
-from opd_bench.leaderboard import assemble
 from opd_bench.ledger import VERIFIER
 from opd_bench.statistics import Interval, auroc, over_seeds
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from opd_bench.assemble import assemble
 from opd_bench.errors import RunError, UserError
 from opd_bench.exposure import Divergences, Recording
-from opd_bench.leaderboard import SCHEMA_FILE, Leaderboard, assemble, json_schema, read, write
+from opd_bench.leaderboard import SCHEMA_FILE, Leaderboard, json_schema, read, write
 from opd_bench.records import ArmRecord, CurvePoint, Run
 from opd_bench.report import markdown
 

@@ -11,8 +11,9 @@ import pytest
 from rich.console import Console
 
 from opd_bench import plots, report
+from opd_bench.assemble import assemble
 from opd_bench.exposure import Divergences, Recording
-from opd_bench.leaderboard import Claim, Leaderboard, assemble
+from opd_bench.leaderboard import Claim, Leaderboard
 from opd_bench.records import ArmRecord, CurvePoint, Run
 
 TASKS = ["arithmetic", "functions"]
