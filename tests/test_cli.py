@@ -100,7 +100,7 @@ def test_a_bad_command_line_is_one_line(program, arguments, said):
         ({"methods": {"sft": {"batch": "big"}}}, "method sft: batch: .*integer"),
         ({"methods": {"opd": {"divergence": "reverse_lk"}}}, r"reverse_lk.*did you mean 'reverse_kl'"),
         ({"budget": {"limit": 1e5}}, r"the budget of 1\.00e\+05 FLOPs is too small for one step"),
-        ({"students": ["no/such/model/here"]}, "cannot load .*no/such/model/here"),
+        ({"students": ["no/such/model/here"]}, "there is no model folder no/such/model/here"),
         ({"tasks": {"stem": ["opd_bench_stm"]}}, r"unknown task 'opd_bench_stm' \(did you mean 'opd_bench_stem'\?\)"),
         ({"tasks": {"path": "no/tasks"}}, "no task folder no/tasks"),
         ({"max_response": 1000}, "lower max_response"),
