@@ -8,13 +8,13 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opd_bench import backends, continuations, evaluate, flops, lora, retention, store
 from opd_bench.bench import Bench
@@ -28,6 +28,7 @@ from opd_bench.ledger import Ledger
 from opd_bench.methods import Method
 from opd_bench.models import Pair, context, load_pairs
 from opd_bench.plan import TEACHER, Job
+from opd_bench.privilege import Privilege, grant, privilege_of, told
 from opd_bench.prompts import Corpus, Stream, encode_prompts
 from opd_bench.rollouts import Sampler
 from opd_bench.statistics import auroc
@@ -102,6 +103,7 @@ class Workshop:
             seed=job.seed,
             gradient_checkpointing=self.config.gradient_checkpointing,
             dtype=getattr(torch, self.config.dtype),
+            privilege=privilege_of(self.pair.teacher),
         )
 
     def bench(self, engine: TorchEngine, limit: float) -> Bench:
@@ -119,10 +121,12 @@ def workshop(config_json: str) -> Workshop:
     pair = pairs[0]
     suite = evaluate.tasks_of(config, pair.tokenizer)
     room = context(pair.student, pair.teacher) - config.max_response
-    prompts = suite.prompts("train")
-    encoded = encode_prompts(prompts, pair.tokenizer, room)
-    verifier = _verifier(suite, prompts)
-    judge = backends.judge_of(config, pair, [text for _, text in prompts], verifier)
+    asked = suite.asked("train")
+    encoded = encode_prompts([(task, suite.put(text)) for task, text in asked], pair.tokenizer, room)
+    verifier = _verifier(suite, asked)
+    judge = backends.judge_of(config, replace(pair, teacher=copy.copy(pair.teacher)), [text for _, text in asked], verifier)
+    if config.privileged:
+        grant(pair.teacher, _privilege(suite, pair.tokenizer, config.privileged, room))  # not to the judge
     counter = Counter(
         max_prompt=max(len(ids) for _, ids in encoded),
         max_response=config.max_response,
@@ -135,22 +139,34 @@ def workshop(config_json: str) -> Workshop:
             **code,
         ),
         teacher_flops=flops.flop_count(pair.teacher.config, **code),
+        most_extra=privilege.most_extra if (privilege := privilege_of(pair.teacher)) else 0,
         judge_model=judge,
     )
     longest = judge.worst(torch.tensor([counter.max_prompt + config.max_response])).tokens
     if judge.context is not None and longest > judge.context:
         said = f"the judge may need {longest} tokens and its context is {judge.context}"
         raise UserError(f"{said}; lower max_response{' or judge.max_check' * (config.judge.by == 'check')}")
-    reader = Reader(pair.tokenizer, {tuple(ids): text for (_, ids), (_, text) in zip(encoded, prompts, strict=True)})
+    reader = Reader(pair.tokenizer, {tuple(ids): text for (_, ids), (_, text) in zip(encoded, asked, strict=True)})
     return Workshop(config, pairs, suite, judge, verifier, reader, encoded, counter)
 
 
-def _verifier(suite: evaluate.TaskSuite, prompts: list[tuple[str, str]]) -> Verifier:
-    """Knows the training documents, whose prompts are ``prompts``, of the tasks that generate."""
+def _privilege(suite: evaluate.TaskSuite, tokenizer: PreTrainedTokenizerBase, template: str, room: int) -> Privilege:
+    """What the teacher is shown for each training and evaluation document."""
+    plain, shown = [], []
+    for split in ("train", "test"):
+        for (task, question), (_, doc) in zip(suite.asked(split), suite.docs(split), strict=True):
+            plain.append((task, suite.put(question)))
+            shown.append((task, suite.put(told(template, question, doc))))
+    pairs = zip(encode_prompts(plain, tokenizer, room), encode_prompts(shown, tokenizer, room), strict=True)
+    return Privilege({tuple(ids): more for (_, ids), (_, more) in pairs})
+
+
+def _verifier(suite: evaluate.TaskSuite, asked: list[tuple[str, str]]) -> Verifier:
+    """Knows the training documents, whose questions are ``asked``, of the tasks that generate."""
     writing = {name: task for name, task in suite.scored.items() if task.OUTPUT_TYPE == "generate_until"}
     seen: dict[str, int] = dict.fromkeys(suite.scored, -1)
     places: dict[str, tuple[str, int]] = {}
-    for name, text in prompts:
+    for name, text in asked:
         seen[name] += 1
         if name in writing:
             places.setdefault(text, (name, seen[name]))
@@ -311,11 +327,11 @@ def _audit(shop: Workshop, rows: list[dict], judge: Judge, folder: Path) -> dict
 
     Taken on the first evaluation items of each task, as many as the exposure measurement takes; None where all are right or all wrong.
     """
-    prompts, table, found, swapped = shop.suite.prompts("test"), [], {}, judge.swapped()
+    questions, table, found, swapped = shop.suite.asked("test"), [], {}, judge.swapped()
     for task in shop.suite.scored:
         written = [row for row in rows if row["decoding"] == "sampled" and row["task"] == task][: shop.config.exposure.prompts]
-        asked = [prompt for name, prompt in prompts if name == task][: len(written)]  # in the order of the items
-        texts = [prompt + row["response"] for prompt, row in zip(asked, written, strict=True)]
+        asked = [text for name, text in questions if name == task][: len(written)]  # in the order of the items
+        texts = [shop.suite.put(text) + row["response"] for text, row in zip(asked, written, strict=True)]
         ids = shop.pair.tokenizer(texts, add_special_tokens=False).input_ids
         answers = [Answer(list(own), prompt, row["response"]) for own, prompt, row in zip(ids, asked, written, strict=True)]
         lengths = [len(own) for own in shop.pair.tokenizer([row["response"] for row in written], add_special_tokens=False).input_ids]

@@ -78,6 +78,10 @@ class Engine(Protocol):
     @property
     def judge_flops(self) -> FlopCount: ...
     def prompts(self, start: int, count: int) -> Prompts: ...
+    def extra_B(self, of: Prompts | Sequences) -> torch.Tensor:
+        """Tokens that a privileged teacher reads beyond each prompt."""
+        ...
+
     def teacher_text(self, rows: Sequence[int]) -> tuple[Sequences, float]: ...
     def sample(self, prompts: Prompts, group: int) -> Sequences: ...
     def judge_most(self, sequences: Sequences) -> Usage: ...
@@ -138,10 +142,11 @@ class Bench:
         start = self._advance(count)
         rows = range(start, start + count)
         prompts = self.engine.prompts(start, count)
-        worst = self.teacher_flops.sample(prompts.lengths_B, torch.tensor(self.engine.max_response))
+        extra_B = self.engine.extra_B(prompts)
+        worst = self.teacher_flops.sample(prompts.lengths_B + extra_B, torch.tensor(self.engine.max_response))
         with self.ledger.reserve("teacher_generate", worst, count * self.engine.max_response) as bill:
             texts, seconds = self.engine.teacher_text(rows)
-            bill.settle(_sampled(self.teacher_flops, texts), texts.response_tokens, seconds)
+            bill.settle(_sampled(self.teacher_flops, texts, extra_B), texts.response_tokens, seconds)
         self._window += rows
         if len(self._window) >= WINDOW:
             for _ in range(epochs - 1):
@@ -186,7 +191,7 @@ class Bench:
         if weights is not None and weights.shape != (len(sequences),):
             raise RunError(f"weights have shape {tuple(weights.shape)}; one weight per sequence is needed, ({len(sequences)},)")
         training = self.student_flops.update(sequences.length_B)
-        scoring = self.teacher_flops.score(sequences.length_B) if signal else 0
+        scoring = self.teacher_flops.score(sequences.length_B + self.engine.extra_B(sequences)) if signal else 0
         tokens = sequences.response_tokens
         seen = tokens if signal else 0
         self.ledger.require({"teacher_score": (scoring, seen), "student_update": (training, tokens)})  # both or neither
@@ -207,6 +212,6 @@ def _allowed(count: int) -> int:
     return count
 
 
-def _sampled(flops: FlopCount, sequences: Sequences) -> int:
-    """FLOPs of prefill and cached decoding of ``sequences``."""
-    return flops.sample(sequences.prompt_B, sequences.length_B - sequences.prompt_B)
+def _sampled(flops: FlopCount, sequences: Sequences, extra_B: torch.Tensor | int = 0) -> int:
+    """FLOPs of prefill and cached decoding of ``sequences``, whose prompts are longer by ``extra_B``."""
+    return flops.sample(sequences.prompt_B + extra_B, sequences.length_B - sequences.prompt_B)

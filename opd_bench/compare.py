@@ -35,6 +35,9 @@ from opd_bench.resources import PACKAGE
 
 SOURCES = (".", "../baselines", "../tasks")  # seen from the package
 STALE = "Rollouts lie a round behind: written with the weights of the round before, charged like any other (staleness 1)."
+PRIVILEGED = (
+    "The teacher was privileged: wherever it wrote or scored, it was shown more than the question (see privileged in manifest.json)."
+)
 VERSIONS = ("opd-bench", "torch", "transformers", "lm-eval", "datasets", "numpy", "scipy")
 
 
@@ -267,10 +270,11 @@ def records(config: Config, out: Path, planned: list[Job]) -> tuple[Run, list[Ar
         teacher_recording=store.load_recording(teacher.folder(out) / "recording.npz"),
         cold_start_flops=manifest["cold_start_flops"],
         overlap=manifest["train_test_overlap"],
+        privileged=config.privileged is not None,
         teacher_retention=_retention(teacher, out),
         steps=_by_task(teacher.folder(out), "greedy", "steps"),
         contrasts={name: {named[method]: weight for method, weight in of.items()} for name, of in config.contrasts.items()},
-        notes=[*config.notes, *[STALE] * config.rollouts.staleness],
+        notes=[*config.notes, *[STALE] * config.rollouts.staleness, *[PRIVILEGED] * (config.privileged is not None)],
     )
     return run, [_record(job, out, origins[job.start]) for job in arms]
 

@@ -217,6 +217,10 @@ class Config(_Part):
     students: list[str] = Field(min_length=1, description="cold starts of one architecture; seed k begins from the (k mod their number)-th")
     teacher: str
     tasks: Tasks
+    privileged: str | None = Field(
+        None,
+        description="what the teacher is shown in place of a question: text with {prompt} and columns of its document, {solution}",
+    )
     chat: bool = Field(False, description="put prompts to the models as a user's message, by the chat template of their tokenizer")
     build: Build | None = None
     seeds: int = Field(8, ge=1)
@@ -254,6 +258,12 @@ class Config(_Part):
             if abs(total := sum(weights.values())) > ROUNDING * sum(map(abs, weights.values())):
                 raise ValueError(f"the weights of {name!r} sum to {total:g}; they must sum to 0")
         return {name: {method: weight for method, weight in weights.items() if weight} for name, weights in contrasts.items()}
+
+    @model_validator(mode="after")
+    def _private(self) -> Self:
+        if self.privileged is not None and (self.scoring.by == "server" or "{prompt}" not in self.privileged):
+            raise ValueError("privileged needs {prompt} in its text, and a teacher in this process (scoring.by: model or cache)")
+        return self
 
     @model_validator(mode="after")
     def _chatting(self) -> Self:

@@ -29,6 +29,7 @@ from opd_bench.judge import Answer, Judge, Reader
 from opd_bench.lora import copied, merged, trained
 from opd_bench.losses import Loss, Tokens
 from opd_bench.mismatch import Mismatch
+from opd_bench.privilege import Privilege
 from opd_bench.rollouts import Sampler, sample
 from opd_bench.scoring import Teacher, chunks, micro_batches, output_head, response_hidden
 from opd_bench.sequences import Prompts, Sequences
@@ -54,6 +55,7 @@ class TorchEngine:
     gradient_checkpointing: bool = False
     dtype: torch.dtype = torch.float32  # of the student's products
     sampler: Sampler = sample
+    privilege: Privilege | None = None  # the teacher's
     reader: Reader = field(default_factory=Reader)
     judged: list[tuple[list[Answer], Judgement]] = field(default_factory=list, repr=False)  # since somebody last took them
     updates: int = 0
@@ -82,6 +84,9 @@ class TorchEngine:
     def prompts(self, start: int, count: int) -> Prompts:
         self.following = start + count
         return self.stream(start, count)
+
+    def extra_B(self, of: Prompts | Sequences) -> torch.Tensor:
+        return self.privilege.extra_B(of) if self.privilege else torch.zeros(len(of), dtype=torch.long)
 
     def teacher_text(self, rows: Sequence[int]) -> tuple[Sequences, float]:
         with clock.part("teacher text", owner=True):

@@ -89,14 +89,21 @@ class TaskSuite:
             pairs += [(name, doc) for doc in (task.training_docs() if split == "train" else task.eval_docs)]
         return pairs
 
-    def text(self, task: str, doc: Any) -> str:
-        """What a model is given for ``doc``, without few-shot examples."""
-        text = str(self.tasks[task].doc_to_text(doc))
+    def asked(self, split: Literal["train", "test"]) -> list[tuple[str, str]]:
+        """``(task, question)`` of every document in `docs`: the task's own text, without few-shot examples."""
+        return [(task, str(self.tasks[task].doc_to_text(doc))) for task, doc in self.docs(split)]
+
+    def put(self, text: str) -> str:
+        """What a model is given for ``text``: the text itself, or a chat up to where the answer begins."""
         return text if self.chat is None else chat_text(self.chat, text)
 
+    def text(self, task: str, doc: Any) -> str:
+        """What a model is given for ``doc``."""
+        return self.put(str(self.tasks[task].doc_to_text(doc)))
+
     def prompts(self, split: Literal["train", "test"]) -> list[tuple[str, str]]:
-        """``(task, prompt)`` of every document in `docs`."""
-        return [(task, self.text(task, doc)) for task, doc in self.docs(split)]
+        """``(task, prompt)`` of every document in `docs`, as a model is given it."""
+        return [(task, self.put(text)) for task, text in self.asked(split)]
 
     def first_docs(self, count: int) -> list[tuple[str, Any]]:
         """``(task, document)`` of the first ``count`` evaluation documents of each task that counts."""

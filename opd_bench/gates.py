@@ -37,6 +37,9 @@ class Limits(BaseModel):
     support: float | None = Field(
         default=0.3, ge=0, le=1, description="least share of the likeliest tokens that start and teacher have in common"
     )
+    taught: float | None = Field(
+        default=0.05, ge=0, le=1, description="least gain in score by half a solution of a privileged teacher in place of half of one's own"
+    )
     judge: float | None = Field(default=0.6, ge=0, le=1, description="least AUROC of the judge's verdicts")
 
 
@@ -54,7 +57,7 @@ def check(run: Run, arms: Mapping[str, Sequence[ArmRecord]], limits: Limits) -> 
     """Every gate, run-wide ones first; ``arms`` holds the arms of each method."""
     everyone = tuple(arms)
     gates = [_headroom(run, everyone), _support(run, everyone, limits.support), _truncation(arms, everyone, limits.truncation)]
-    gates += [_overlap(run, everyone, limits.overlap), *_budget(run, arms)]
+    gates += [*_taught(run, everyone, limits.taught), _overlap(run, everyone, limits.overlap), *_budget(run, arms)]
     return [*gates, *_judge(arms, limits.judge)]
 
 
@@ -78,6 +81,27 @@ def _support(run: Run, everyone: tuple[str, ...], least: float | None) -> Gate:
     if found >= least:
         return Gate("support", True, f"{said}.", everyone)
     return Gate("support", False, f"{said}, less than {least:.0%}: train the cold start on the teacher's text for longer.", everyone)
+
+
+def _taught(run: Run, everyone: tuple[str, ...], least: float | None) -> Iterator[Gate]:
+    """Whether a privileged teacher teaches or tells: from half of its solutions a student must get further than from half of its own.
+
+    Where it was shown an answer and states it, half of its text holds nothing to go on from.
+    """
+    if not run.privileged:
+        return
+    halves = [[recording.continued.get(f"{side} 0.5") for side in ("teacher", "own")] for recording in run.cold_starts_recordings]
+    gains = [np.nanmean(theirs - own) for theirs, own in halves if theirs is not None and own is not None]
+    if least is None or not gains:
+        yield Gate("taught", None, "not measured." if least is not None else "switched off.", everyone)
+        return
+    found = float(np.mean(gains))
+    said = f"half of a solution by the privileged teacher is worth {found:+.3f} of score to the cold start, beside half of its own"
+    if found >= least:
+        yield Gate("taught", True, f"{said}.", everyone)
+    else:
+        why = f"{said}, less than {least:.3f}: it states what it was shown"
+        yield Gate("taught", False, f"{why}, which cannot be learnt from; show it worked solutions, not answers.", everyone)
 
 
 def _truncation(arms: Mapping[str, Sequence[ArmRecord]], everyone: tuple[str, ...], most: float | None) -> Gate:

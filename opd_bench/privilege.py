@@ -1,6 +1,6 @@
 """A privileged teacher: wherever it writes or scores, the model is shown more than the student is, such as a worked solution.
 
-    teacher.privilege = Privilege({(5, 6, 7): [5, 6, 8, 9, 7]})   # prompt ids: what the teacher is shown in their place
+    grant(teacher, Privilege({(5, 6, 7): [5, 6, 8, 9, 7]}))   # prompt ids: what the teacher is shown in their place
     sample(teacher, prompts, ...)          # written after the longer prompts, handed out after the plain ones
     response_hidden(teacher, sequences)    # of the same responses, after the longer prompts
 
@@ -79,8 +79,13 @@ class Privilege:
         )
 
 
+def grant(model: PreTrainedModel, privilege: Privilege) -> None:
+    """From now on ``model`` is shown its own prompts."""
+    model.__dict__["privilege"] = privilege
+
+
 def privilege_of(model: PreTrainedModel) -> Privilege | None:
-    return getattr(model, "privilege", None)
+    return model.__dict__.get("privilege")
 
 
 def told(template: str, prompt: str, doc: Mapping[str, Any]) -> str:

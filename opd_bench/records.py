@@ -91,6 +91,7 @@ class Run:
     overlap: dict[str, float]  # share of each task's test items that are met in training
     steps: dict[str, np.ndarray]  # that each item's problem needs; NaN where its task does not say
     held_out: list[str] = field(default_factory=list)  # scored, and in no macro score
+    privileged: bool = False  # the teacher was shown more than the students
     teacher_retention: dict[str, np.ndarray] = field(default_factory=dict)  # as an arm's
     contrasts: dict[str, dict[str, float]] = field(default_factory=dict)  # declared beforehand: weight by method
     notes: list[str] = field(default_factory=list)  # what the configuration wants said

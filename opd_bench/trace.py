@@ -38,6 +38,7 @@ class Counter:
     question_tokens: int
     student_flops: FlopCount
     teacher_flops: FlopCount
+    most_extra: int = 0  # tokens that a privileged teacher reads beyond a prompt
     judge_model: Judge | None = None
 
     @property
@@ -72,6 +73,9 @@ class Counter:
     def judge(self, sequences: Sequences) -> Judgement:
         unknown = torch.full((len(sequences),), 0.5)
         return Judgement(unknown, self.judge_most(sequences), unknown < 0)
+
+    def extra_B(self, of: Prompts | Sequences) -> torch.Tensor:
+        return torch.full((len(of),), self.most_extra)
 
     def fork(self) -> Counter:
         return self
