@@ -8,7 +8,7 @@ arm are; the figures are those of the exposure-bias suite (`suite.py`). One chec
 very model, and a difference between two checkpoints says nothing about the methods that made them.
 
 Where a student has another tokenizer than the teacher, their distributions cannot be compared token by token: it is scored, and the rest is
-left out. No chat template is applied.
+left out.
 
 Shapes: N items of a task or prompts.
 """
@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -49,6 +49,7 @@ class Settings:
     max_response: int | None = None  # tokens; default: the most that a task generates
     batch_size: int = 100
     seed: int = 0
+    chat: bool = False  # every model is asked by the chat template of its own tokenizer
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,9 @@ def audit(students: list[str], teacher: str, settings: Settings, out: Path, cons
     UserError for a model or task that cannot be loaded.
     """
     named = names_of(students)
-    tasks = evaluate.load_suite(settings.stem, settings.coding, settings.task_path)
-    evaluate.consent(tasks)
     tokenizer = models.load_tokenizer(teacher)
+    tasks = evaluate.load_suite(settings.stem, settings.coding, settings.task_path, chat=tokenizer if settings.chat else None)
+    evaluate.consent(tasks)
     expert = models.fitting(models.load_model(teacher), tokenizer, "teacher")
     bench = Bench(tasks, settings, expert, tokenizer, models.weights_digest(teacher), out, console)
     ceiling = bench.measured(TEACHER, teacher)
@@ -128,7 +129,8 @@ class Bench:
             model = models.fitting(models.load_model(location), tokenizer, "student")
         if not (folder / "items.jsonl").is_file():
             with self.console.status(f"{name}: scoring"):
-                items = evaluate.evaluate(model, tokenizer, self.tasks, batch_size=self.settings.batch_size, limit=self.settings.limit)
+                tasks = replace(self.tasks, chat=tokenizer) if self.settings.chat else self.tasks
+                items = evaluate.evaluate(model, tokenizer, tasks, batch_size=self.settings.batch_size, limit=self.settings.limit)
             store.write_jsonl(folder / "items.jsonl", map(asdict, items))
         rows = store.read_jsonl(folder / "items.jsonl")
         scores, steps = ({task: _column(rows, task, of) for task in self.tasks.tasks} for of in ("score", "steps"))

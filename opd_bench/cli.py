@@ -347,6 +347,7 @@ def audit(
     max_response: Annotated[int | None, typer.Option(min=2, help="tokens of a rollout; default the most that a task generates")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="prompts scored together")] = 100,
     seed: Annotated[int, typer.Option(help="of the sampled rollouts")] = 0,
+    chat: Annotated[bool, typer.Option("--chat", help="put every question as a user's message, by the tokenizer's chat template")] = False,
     unsafe_code: Annotated[bool, typer.Option("--unsafe-code", help="run generated code even where it cannot be isolated")] = False,
 ) -> None:
     """Measure the exposure bias of checkpoints that exist, without training: do they drift, from where on, and what does it cost?"""
@@ -357,7 +358,7 @@ def audit(
 
     if unsafe_code:
         os.environ["OPD_BENCH_UNSAFE_CODE"] = "1"
-    settings = Settings(task, coding or [], include_path or TASKS, exposure_prompts, limit, max_response, batch_size, seed)
+    settings = Settings(task, coding or [], include_path or TASKS, exposure_prompts, limit, max_response, batch_size, seed, chat)
     found = run(list(map(model_location, student)), model_location(teacher), settings, out, console)
     for name, words in found.words.items():
         console.print(f"\n[bold]{name}[/bold]", highlight=False)
