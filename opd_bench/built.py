@@ -13,6 +13,7 @@ import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
 from rich.console import Console
@@ -30,7 +31,8 @@ from opd_bench.supervised import Example, batches, fit
 
 COOLDOWN = 0.3  # last share of each training over which the learning rate falls to 0
 EVERY = 25  # steps between two checkpoints
-STEPS = ("start", "specialist")  # in the order they are made, each from the one before
+Stage = Literal["start", "specialist"]
+STEPS: tuple[Stage, ...] = ("start", "specialist")  # in the order they are made, each from the one before
 MADE_FROM = "made_from.json"  # hashes of what a model depends on besides the configuration: the weights before it, and the tasks
 
 
@@ -61,21 +63,22 @@ def build(config: Config, console: Console) -> None:
         before = str(folder)
 
 
-def solved(suite: TaskSuite, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
-    """Every training document as token ids: what a model is asked, without weight, then the worked solution and EOS."""
+def solved(suite: TaskSuite, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Example]]:
+    """Every training document as token ids, by task: what a model is asked, without weight, then the worked solution and EOS."""
     documents = suite.docs("train")
     if lacking := next((task for task, doc in documents if not doc.get("solution")), None):
         raise UserError(f"the training documents of task {lacking!r} have no `solution` to learn from")
     asked = tokenizer([suite.text(task, doc) for task, doc in documents], add_special_tokens=False).input_ids
     answered = tokenizer([doc["solution"] for _, doc in documents], add_special_tokens=False).input_ids
-    return [
-        (prompt + answer + [tokenizer.eos_token_id], [0.0] * len(prompt) + [1.0] * (len(answer) + 1))
-        for prompt, answer in zip(asked, answered, strict=True)
-    ]
+    found: dict[str, list[Example]] = {}
+    for (task, _), prompt, answer in zip(documents, asked, answered, strict=True):
+        example = (prompt + answer + [tokenizer.eos_token_id], [0.0] * len(prompt) + [1.0] * (len(answer) + 1))
+        found.setdefault(task, []).append(example)
+    return found
 
 
 def _train(
-    model: PreTrainedModel, examples: list[Example], config: Config, name: str, seed: int, checkpoint: Path, console: Console
+    model: PreTrainedModel, examples: dict[str, list[Example]], config: Config, name: Stage, seed: int, checkpoint: Path, console: Console
 ) -> int:
     """Train ``model`` for the steps of ``name``; its FLOPs."""
     assert config.build
@@ -91,14 +94,24 @@ def _train(
                 console.print(f"{name}: step {step} of {steps}, loss {loss:.3f}", highlight=False)
 
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        data = batches(_drawn(examples, seed), config.build.batch_tokens, random.Random(seed))
+        data = batches(_drawn(examples, config.build.shares.get(name), seed), config.build.batch_tokens, random.Random(seed))
         flops = fit(model, data, steps, [optimizer], cooldown=COOLDOWN, checkpoint=checkpoint, every=EVERY, report=report)
     checkpoint.unlink()
     return flops
 
 
-def _drawn(examples: list[Example], seed: int) -> Iterator[Example]:
-    """Endless passes over ``examples``, each in another order."""
+def _drawn(examples: dict[str, list[Example]], shares: dict[str, float] | None, seed: int) -> Iterator[Example]:
+    """Endless documents of tasks in these shares, each task's in another order at every pass. UserError for a task without a share."""
+    shares = shares or {task: len(own) for task, own in examples.items()}
+    if lacking := examples.keys() - shares.keys():
+        raise UserError(f"build.shares gives no share to {min(lacking)}")
     rng = random.Random(f"worked solutions {seed}")
+
+    def passes(own: list[Example]) -> Iterator[Example]:
+        while True:
+            yield from rng.sample(own, len(own))
+
+    streams = {task: passes(own) for task, own in examples.items()}
     while True:
-        yield from rng.sample(examples, len(examples))
+        (task,) = rng.choices(list(examples), [shares[task] for task in examples])
+        yield next(streams[task])

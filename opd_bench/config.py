@@ -79,6 +79,9 @@ class Build(_Part):
     base: str = Field(description="the model that both begin from")
     start: int = Field(gt=0, description="steps of the cold start, which is to know the form of an answer")
     specialist: int = Field(gt=0, description="steps of the teacher, which goes on from the cold start")
+    shares: dict[Literal["start", "specialist"], dict[str, Annotated[float, Field(gt=0)]]] = Field(
+        {}, description="of the documents that either is trained on, by task; default: as many as a task has"
+    )
     batch_tokens: int = Field(gt=0, description="tokens of a step, padding included")
     lr: float = Field(gt=0, allow_inf_nan=False)
 

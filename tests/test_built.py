@@ -1,6 +1,7 @@
 """A tier's own models: made from worked solutions once, resumed where interrupted, found by what they were made from."""
 
 import json
+from itertools import islice
 
 import pytest
 import torch
@@ -101,8 +102,8 @@ def test_models_of_other_tasks_or_of_another_base_are_made_anew(settings):
 def test_the_loss_is_on_the_solution_and_its_end_alone(settings, pair_folders):
     tokenizer = load_tokenizer(str(pair_folders["student"]))
     suite = tasks_of(settings(), tokenizer)
-    ids, weight = solved(suite, tokenizer)[0]
     task, doc = suite.docs("train")[0]
+    ids, weight = solved(suite, tokenizer)[task][0]
     prompt = len(tokenizer(suite.text(task, doc), add_special_tokens=False).input_ids)
     assert weight == [0.0] * prompt + [1.0] * (len(ids) - prompt)
     assert tokenizer.decode(ids) == doc["prompt"] + doc["solution"] + tokenizer.eos_token
@@ -118,3 +119,24 @@ def test_a_model_that_is_not_there_yet_says_how_it_is_made(settings):
         settings().location("built/start")
     with pytest.raises(UserError, match="`build`"):
         load("embedded", []).location("built/start")
+
+
+def test_documents_come_in_the_shares_that_are_asked_for():
+    examples = {"a": [([1], [1.0])] * 50, "b": [([2], [1.0])] * 10, "c": [([3], [1.0])] * 40}
+    drawn = [ids[0] for ids, _ in islice(built._drawn(examples, {"a": 0.1, "b": 0.6, "c": 0.3}, seed=0), 2000)]
+    assert [drawn.count(token) / 2000 for token in (1, 2, 3)] == pytest.approx([0.1, 0.6, 0.3], abs=0.03)
+    drawn = [ids[0] for ids, _ in islice(built._drawn(examples, None, seed=0), 2000)]
+    assert [drawn.count(token) / 2000 for token in (1, 2, 3)] == pytest.approx([0.5, 0.1, 0.4], abs=0.03)
+
+
+def test_every_document_of_a_task_comes_before_any_comes_again():
+    examples = {"a": [([number], [1.0]) for number in range(30)]}
+    drawn = [ids[0] for ids, _ in islice(built._drawn(examples, None, seed=1), 60)]
+    assert sorted(drawn[:30]) == sorted(drawn[30:]) == list(range(30))
+
+
+def test_a_task_without_a_share_is_refused_and_a_share_without_a_task_left_out(settings):
+    with pytest.raises(UserError, match="no share to opd_bench_arithmetic"):
+        build(settings(shares={"start": {"opd_bench_gcd": 1.0}}), Console(quiet=True))
+    shares = {"a": 0.5, "elsewhere": 0.5}
+    assert next(built._drawn({"a": [([1], [1.0])]}, shares, seed=0)) == ([1], [1.0])

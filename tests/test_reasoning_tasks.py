@@ -18,9 +18,9 @@ KINDS = ("chain_sum", "simple_equations", "gcd", "base_conversion", "calendar_ar
 GSM = "opd_bench_gsm_symbolic"
 MOST = 128  # tokens of a response
 TEST_SET = {
-    "chain_sum": "15aaee3c26eef456b258ecac0c4635eb67a7963340640d4d23966bf0453ad69e",
+    "chain_sum": "f3ab8c3f360edb0e1afae87a5194591da60f920cdea6aea254f71bdda836484d",
     "simple_equations": "fcd6a3b30d095d86b63b7b38a252b6866a892771a73ffbe5793dc4713eb23db5",
-    "gcd": "0ca7aeb3a7cdf95e603c7b9b1f57c1ac09bcb4ce59ed09226d67d1f763723422",
+    "gcd": "766beaf5543ef573486c12c91632c94cb69283ae7251b475e818cb8b33da7e3e",
     "base_conversion": "79eb8b415ef2f899dde90f3cd7e78f5c678705b94eac69363b91168ee31cde5e",
     "calendar_arithmetic": "73f5c4640e4b549c4dc5a4d243d16f03765ba4598ba6ae71f0a313a8ab67a88d",
     "gsm_symbolic": "92ef890791ad7ebfbb185fd5a02d6d41ebaeed7da1eb76f34df42ebbf486488c",

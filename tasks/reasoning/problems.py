@@ -2,14 +2,13 @@
 
     >>> problem = next(problems("gcd", "train", 1))
     >>> print(problem.prompt, problem.solution, sep=chr(10))
-    Find the Greatest Common Divisor (GCD) of these numbers: 328, 35.
+    Find the Greatest Common Divisor (GCD) of these numbers: 15, 54.
     Work step by step. End with "Answer:" and the result.
-    328 = 9 * 35 + 13
-    35 = 2 * 13 + 9
-    13 = 1 * 9 + 4
-    9 = 2 * 4 + 1
-    4 = 4 * 1 + 0
-    Answer: 1
+    54 = 3 * 15 + 9
+    15 = 1 * 9 + 6
+    9 = 1 * 6 + 3
+    6 = 2 * 3 + 0
+    Answer: 3
 
 The question and the answer are reasoning-gym's (Apache-2.0); its own request for a bare answer gives way to that for steps. A problem's
 identity is what is asked. Difficulty is the number of steps. gsm_symbolic has no worked solutions here: it is for evaluation only.
@@ -106,13 +105,13 @@ class Kind:
 
 KINDS = {
     "chain_sum": Kind(
-        {"min_terms": 4, "max_terms": 7, "min_digits": 2, "max_digits": 2},
+        {"min_terms": 3, "max_terms": 5, "min_digits": 2, "max_digits": 2},
         r"(?s).*",
         lambda entry: entry["metadata"]["expression"],
         _chain_sum,
     ),
     "simple_equations": Kind({"max_value": 30}, r"(?s).*", lambda entry: entry["metadata"]["equation"], _simple_equations),
-    "gcd": Kind({"min_value": 10, "max_value": 500}, r".*?\d\.", lambda entry: sorted(entry["metadata"]["numbers"]), _gcd),
+    "gcd": Kind({"min_value": 10, "max_value": 200}, r".*?\d\.", lambda entry: sorted(entry["metadata"]["numbers"]), _gcd),
     "base_conversion": Kind(
         {"min_base": 3, "max_base": 10, "min_value": 50},
         r"[Cc]onvert the base-.*",
