@@ -124,7 +124,7 @@ def workshop(config_json: str) -> Workshop:
     asked = suite.asked("train")
     encoded = encode_prompts([(task, suite.put(text)) for task, text in asked], pair.tokenizer, room)
     verifier = _verifier(suite, asked)
-    judge = backends.judge_of(config, replace(pair, teacher=copy.copy(pair.teacher)), [text for _, text in asked], verifier)
+    judge = backends.judge_of(config, replace(pair, teacher=copy.copy(pair.teacher)), suite, [text for _, text in asked], verifier)
     if config.privileged:
         grant(pair.teacher, _privilege(suite, pair.tokenizer, config.privileged, room))  # not to the judge
     counter = Counter(

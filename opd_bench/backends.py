@@ -13,12 +13,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from opd_bench.behind import Behind
 from opd_bench.config import Config
 from opd_bench.errors import UserError
+from opd_bench.evaluate import TaskSuite
 from opd_bench.hub import unpinned
 from opd_bench.judge import Judge
 from opd_bench.judge_endpoint import VERDICTS, EndpointJudge
 from opd_bench.judge_model import RATING, YES_NO, CheckJudge, Options, ReadJudge, rating, yes_or_no
+from opd_bench.judge_solver import SolvingJudge
 from opd_bench.judge_verifier import Verifier
-from opd_bench.models import Pair, load_model, load_tokenizer
+from opd_bench.models import Pair, eos_id, load_model, load_tokenizer
 from opd_bench.rollouts import ROWS, Sampler, sample
 from opd_bench.scoring import FOREIGN, ModelTeacher, Teacher, signal_error
 from opd_bench.sequences import Prompts
@@ -101,7 +103,7 @@ def check_teacher(config: Config, pair: Pair, prompts: list[list[int]], longest:
     return error
 
 
-def judge_of(config: Config, pair: Pair, prompts: list[str], verifier: Verifier) -> Judge:
+def judge_of(config: Config, pair: Pair, suite: TaskSuite, prompts: list[str], verifier: Verifier) -> Judge:
     """Whoever gives verdicts. UserError where it cannot be asked; ``prompts`` are those of training, as text."""
     judging = config.judge
     if judging.by == "verifier":
@@ -117,6 +119,9 @@ def judge_of(config: Config, pair: Pair, prompts: list[str], verifier: Verifier)
         model, own = load_model(location), load_tokenizer(location)
     if own.get_vocab() != pair.tokenizer.get_vocab() or judging.by != "check":
         growth = _growth(pair.tokenizer, own, prompts[:GROWN])
+    if judging.by == "solve":
+        tasks = {text: task for split in ("train", "test") for task, text in suite.asked(split)}
+        return SolvingJudge(model, own, suite.put, suite.taken, tasks, eos_id(own), judging.max_check, growth)
     if judging.by == "check":
         said = judging.model_dump(include={"question", "yes", "no", "max_check", "at_random"})
         judge = CheckJudge.from_text(model, own, **said)

@@ -109,10 +109,10 @@ PACE = ("most_dollars", "per_minute", "concurrency", "timeout_s")  # of an endpo
 class Judging(_Part):
     """Who judges an answer, and how it is asked."""
 
-    by: Literal["check", "yes_no", "rubric", "endpoint", "verifier"] = Field(
+    by: Literal["check", "solve", "yes_no", "rubric", "endpoint", "verifier"] = Field(
         "check",
-        description="check: a model writes one, then yes or no; yes_no, rubric: its next token after a question; endpoint: a server of "
-        "others; verifier: the tasks' own scorers, which makes it RLVR",
+        description="check: a model writes one, then yes or no; solve: it solves the task and compares; yes_no, rubric: its next token "
+        "after a question; endpoint: a server of others; verifier: the tasks' own scorers, which makes it RLVR",
     )
     model: str | None = Field(None, description="who judges: a folder or hub id, default the teacher; for an endpoint its name there")
     template: str | None = Field(None, description="question of yes_no, rubric and endpoint, with {prompt}, {response} and {options}")
@@ -124,7 +124,7 @@ class Judging(_Part):
     question: str = Field(description="of check: follows prompt and response")
     yes: str = Field(description="of check: how a verdict ends")
     no: str
-    max_check: int = Field(gt=0, description="of check: tokens the judge may write")
+    max_check: int = Field(gt=0, description="of check and solve: tokens the judge may write")
     at_random: bool = Field(False, description="of check, a control: the same checks at the same cost, verdicts drawn by lot")
 
     @model_validator(mode="after")

@@ -112,18 +112,27 @@ class TaskSuite:
     def score(self, task: str, docs: Sequence[Any], responses: Sequence[str]) -> list[float]:
         """The score of each response to its document, as ``evaluate`` would give it; for tasks that generate."""
         of = self.tasks[task]
-        if not docs:
-            return []
+        taken = self._filtered(task, docs, responses)
+        found = [cast(dict[str, Any], of.process_results(doc, [text])) for doc, text in zip(docs, taken, strict=True)]
+        metric = next((metric for metric in cast(dict[str, Any], of.aggregation()) if found and metric in found[0]), "")
+        return [float(values[metric]) for values in found]
+
+    def taken(self, task: str, responses: Sequence[str]) -> list[str]:
+        """What the task's first filter takes from each response: the answer in it, or all of it."""
+        return list(map(str, self._filtered(task, [{}] * len(responses), responses)))
+
+    def _filtered(self, task: str, docs: Sequence[Any], responses: Sequence[str]) -> list[Any]:
+        of = self.tasks[task]
         stops = (of.config.generation_kwargs or {}).get("until") or []
         of._instances = [
             Instance("generate_until", doc, ("", {}), row, metadata=(task, row, 1), resps=[_until(text, stops)])
             for row, (doc, text) in enumerate(zip(docs, responses, strict=True))
         ]
+        if not of._instances:
+            return []
         of.apply_filters()
         first = next(iter(of._instances[0].filtered_resps))
-        found = [cast(dict[str, Any], of.process_results(each.doc, [each.filtered_resps[first]])) for each in of._instances]
-        metric = next(metric for metric in cast(dict[str, Any], of.aggregation()) if metric in found[0])
-        return [float(values[metric]) for values in found]
+        return [each.filtered_resps[first] for each in of._instances]
 
 
 def chat_text(tokenizer: PreTrainedTokenizerBase, message: str) -> str:

@@ -5,8 +5,9 @@
         judgement = judge(answers)
         judgement.verdict_B, judgement.usage, judgement.unreadable_B
 
-Kinds: `judge_model.py` (a local model that writes a check, or whose next token is read), `judge_endpoint.py` (a server of others) and
-`judge_verifier.py` (the tasks' own scorers, for reference). `backends.py` chooses by the configuration.
+Kinds: `judge_model.py` (a local model that writes a check, or whose next token is read), `judge_solver.py` (one that solves the task and
+compares), `judge_endpoint.py` (a server of others) and `judge_verifier.py` (the tasks' own scorers, for reference). `backends.py` has the
+choice, by configuration.
 
 Shapes: B answers.
 """

@@ -32,6 +32,7 @@ MODULES = (
         "judge",
         "judge_endpoint",
         "judge_model",
+        "judge_solver",
         "judge_verifier",
         "ledger",
         "lora",

@@ -37,6 +37,7 @@ ORDER = (
         "judge",
         "judge_verifier",
         "judge_model",
+        "judge_solver",
         "judge_endpoint",
         "lora",
         "engine",
