@@ -378,11 +378,9 @@ def build_teacher(
 
     They are kept in the cache ($OPD_BENCH_CACHE, else ~/.cache/opd-bench). The same command again resumes, or says where they are.
     """
-    from opd_bench.allocator import keep_freed_memory
     from opd_bench.built import build
     from opd_bench.config import load, read_yaml
 
-    keep_freed_memory()
     build(load(tier, [read_yaml(config)] if config else []), console)
 
 
