@@ -29,7 +29,7 @@ from opd_bench.leaderboard import Leaderboard
 from opd_bench.ledger import VERIFIER
 from opd_bench.models import cold_start_flops
 from opd_bench.plan import Job, describe, jobs
-from opd_bench.preflight import examine, memory, pinned, sources
+from opd_bench.preflight import examine, headroom, memory, pinned, sources
 from opd_bench.records import ArmRecord, CurvePoint, Run
 from opd_bench.resources import PACKAGE
 
@@ -76,6 +76,7 @@ def preflight(config: Config, planned: list[Job], workers: int, out: Path) -> di
     shop = arm.workshop(config.model_dump_json())
     checked = examine(config, shop.pair, shop.longest)
     evaluate.consent(shop.suite)
+    room = headroom(shop.pair, shop.suite, config.evaluation.batch_size)
     prompts = [ids for _, ids in shop.encoded]
     backends.check_sampler(config, shop.pair, prompts, shop.longest, workers)
     for job in {job.name: job for job in planned if job.method}.values():
@@ -86,8 +87,8 @@ def preflight(config: Config, planned: list[Job], workers: int, out: Path) -> di
     backends.check_judge(shop.judge, out)
     return {
         "models": sources(config),
-        "warnings": checked.warnings,
-        "facts": [*checked.facts, needed],
+        "warnings": [*checked.warnings, *room.warnings],
+        "facts": [*checked.facts, *room.facts, needed],
         "train_test_overlap": evaluate.overlap(shop.suite),
         "teacher_signal": signal,
     }

@@ -2,6 +2,7 @@
 
     checked = examine(config, pair, longest=400)
     checked.warnings, checked.facts
+    headroom(pair, suite, batch_size=60)     # what the teacher and the first cold start solve of a few items
     memory(config, workers=4)                # "memory: about 1.9 GiB an arm, …"; UserError where it cannot be enough
 
 Limits: memory is that of weights, gradients and optimiser, with neither activations nor caches, and of the CPU alone.
@@ -10,7 +11,7 @@ Limits: memory is that of weights, gradients and optimiser, with neither activat
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from transformers import AutoConfig, PreTrainedModel
 from opd_bench import store
 from opd_bench.config import Config
 from opd_bench.errors import UserError
+from opd_bench.evaluate import TaskSuite, evaluate, scores
 from opd_bench.flops import flop_count
 from opd_bench.hub import SOURCE_FILE
 from opd_bench.models import Pair, context, token_count
@@ -29,6 +31,8 @@ from opd_bench.scoring import output_head
 
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2}
+FEW = 16  # items of a task on which headroom is looked for
+LEAST_ROOM = 0.05  # of score
 MOMENTS = 8  # bytes of AdamW's two moments for a trained weight
 
 
@@ -90,6 +94,21 @@ def _ends(model: PreTrainedModel) -> Iterator[tuple[str, list[int]]]:
         said = getattr(getattr(model, where, None), "eos_token_id", None)
         if said is not None:
             yield where, said if isinstance(said, list) else [said]
+
+
+def headroom(pair: Pair, suite: TaskSuite, batch_size: int) -> Checked:
+    """What teacher and student score, greedily, on a few items of each task that counts; a warning where the teacher is hardly ahead."""
+    few = replace(suite, tasks=suite.scored)
+    teacher, student = (
+        scores(evaluate(model, pair.tokenizer, few, limit=FEW, batch_size=batch_size), few)["score"]
+        for model in (pair.teacher, pair.student)
+    )
+    said = f"on {FEW} items a task the teacher scores {teacher:.2f} and the first cold start {student:.2f}"
+    if teacher - student >= LEAST_ROOM:
+        return Checked([], [said])
+    return Checked(
+        [f"{said}: there may be nothing to distil, and ranks will be withheld if so; choose a stronger teacher or other tasks"], []
+    )
 
 
 def parameters(folder: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 
 import huggingface_hub
 import pytest
@@ -13,8 +14,10 @@ from transformers import GenerationConfig
 from opd_bench import hub, preflight
 from opd_bench.embedded.fit import new_llama
 from opd_bench.errors import UserError
-from opd_bench.models import load_model, load_pairs
-from opd_bench.preflight import GIB, examine, memory, parameters, pinned, sources
+from opd_bench.evaluate import evaluate, load_suite, scores
+from opd_bench.models import Pair, load_model, load_pairs, load_tokenizer
+from opd_bench.preflight import FEW, GIB, examine, headroom, memory, parameters, pinned, sources
+from opd_bench.resources import EMBEDDED, TASKS
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -98,3 +101,17 @@ def test_less_is_needed_with_adapters_or_a_narrow_teacher(pair_folders, monkeypa
         memory(configured(pair_folders), 1, free=free)
     assert f"{free / GIB:.1f} GiB are free" in memory(configured(pair_folders, lora={"rank": 4}), 1, free=free)
     assert memory(configured(pair_folders, dtype="bfloat16", lora={"rank": 4}), 1, free=18 * 10**9)
+
+
+def test_headroom_is_looked_for_on_a_few_items_before_anything_trains():
+    suite = load_suite(["opd_bench_arithmetic"], [], TASKS)
+    teacher, student = (load_model(str(EMBEDDED / name)) for name in ("teacher", "student-0"))
+    pair = Pair(student, teacher, load_tokenizer(str(EMBEDDED / "teacher")))
+    room = headroom(pair, suite, 16)
+    assert not room.warnings
+    said = re.fullmatch(rf"on {FEW} items a task the teacher scores (1\.00|0\.9\d) and the first cold start (0\.\d\d)", room.facts[0])
+    assert said
+    items = evaluate(student, pair.tokenizer, suite, limit=FEW, batch_size=16)
+    assert float(said[2]) == round(scores(items, suite)["score"], 2)
+    (warning,) = headroom(replace(pair, teacher=student), suite, 16).warnings
+    assert "nothing to distil" in warning
