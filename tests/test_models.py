@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from opd_bench.embedded.fit import new_llama
 from opd_bench.engine import TorchEngine
 from opd_bench.errors import UserError
-from opd_bench.judge import Judge
+from opd_bench.judge_model import CheckJudge
 from opd_bench.losses import cross_entropy, kl, reverse_kl
 from opd_bench.models import load_model, load_pairs, load_tokenizer, weights_digest
 from opd_bench.rollouts import sample
@@ -152,7 +152,7 @@ def engine_of(pair, dtype: torch.dtype) -> Any:
         max_response=20,
         stream=lambda start, count: pytest.fail("the prompts are given"),
         corpus=lambda rows: pytest.fail("no text of the teacher is needed"),
-        judge_model=Judge(pair.teacher, [2, 3], 4, 5, pair.eos, max_check=3),
+        judge_model=CheckJudge(pair.teacher, [2, 3], 4, 5, pair.eos, max_check=3),
         lr=1e-3,
         seed=0,
         dtype=dtype,
