@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opd_bench import plan, store
-from opd_bench.config import Config, model_location
+from opd_bench.config import Config
 from opd_bench.errors import UserError
 from opd_bench.evaluate import TaskSuite, tasks_of
 from opd_bench.hub import SOURCE_FILE
@@ -40,7 +40,7 @@ def build(config: Config, console: Console) -> None:
     """Make what is missing of the tier's models. UserError where the tier makes none or a task has no solutions."""
     if config.build is None:
         raise UserError(f"the tier {config.tier} builds no models: its configuration has no `build`")
-    before = model_location(config.build.base)
+    before = config.location(config.build.base)
     tokenizer = load_tokenizer(before)
     examples = solved(tasks_of(config, tokenizer), tokenizer)
     for place, name in enumerate(STEPS):

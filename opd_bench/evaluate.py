@@ -38,6 +38,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from opd_bench import sandbox
 from opd_bench.config import Config
 from opd_bench.errors import UserError, did_you_mean
+from opd_bench.models import chat_text
 from opd_bench.rollouts import sample
 from opd_bench.sequences import Prompts
 
@@ -133,13 +134,6 @@ class TaskSuite:
         of.apply_filters()
         first = next(iter(of._instances[0].filtered_resps))
         return [each.filtered_resps[first] for each in of._instances]
-
-
-def chat_text(tokenizer: PreTrainedTokenizerBase, message: str) -> str:
-    """A user's message as the tokenizer's chat template puts it, up to where the answer begins. UserError if there is no template."""
-    if tokenizer.chat_template is None:
-        raise UserError("the tokenizer has no chat template; set chat: false, or give it one")
-    return str(tokenizer.apply_chat_template([{"role": "user", "content": message}], tokenize=False, add_generation_prompt=True))
 
 
 def _until(text: str, stops: Sequence[str]) -> str:

@@ -23,7 +23,7 @@ from opd_bench.bench import Judgement, Usage
 from opd_bench.errors import UserError
 from opd_bench.flops import FlopCount, flop_count
 from opd_bench.judge import Answer
-from opd_bench.models import eos_id
+from opd_bench.models import chat_text, eos_id
 from opd_bench.rollouts import sample
 from opd_bench.scoring import output_head
 from opd_bench.sequences import Prompts
@@ -61,10 +61,25 @@ def rating(best: int, swapped: bool = False) -> Options:
 
 
 @dataclass(frozen=True)
-class CheckJudge:
-    """``question`` is appended to prompt and response; the last token before EOS of what follows is the verdict."""
+class LocalJudge:
+    """A judge whose model is in this process."""
 
     model: PreTrainedModel
+    kind = "judge"
+
+    @property
+    def flops(self) -> FlopCount:
+        return flop_count(self.model.config)
+
+    @property
+    def context(self) -> int:
+        return int(self.model.config.max_position_embeddings)
+
+
+@dataclass(frozen=True)
+class CheckJudge(LocalJudge):
+    """``question`` is appended to prompt and response; the last token before EOS of what follows is the verdict."""
+
     question: list[int]
     yes: int
     no: int
@@ -73,7 +88,6 @@ class CheckJudge:
     at_random: bool = False  # verdicts by lot, one for each text, whatever the check says
     tokenizer: PreTrainedTokenizerBase | None = None  # of its own, where the student's tokens are not its
     growth: float = 1.0  # tokens of its own for one of the student's, at most
-    kind = "judge"
 
     @classmethod
     def from_text(
@@ -99,14 +113,6 @@ class CheckJudge:
     @property
     def name(self) -> str:
         return "verdicts by lot beside its checks" if self.at_random else f"a check of up to {self.max_check} tokens, then yes or no"
-
-    @property
-    def flops(self) -> FlopCount:
-        return flop_count(self.model.config)
-
-    @property
-    def context(self) -> int:
-        return int(self.model.config.max_position_embeddings)
 
     def _asked(self, answers: Sequence[Answer]) -> list[list[int]]:
         if self.tokenizer is None:
@@ -139,19 +145,17 @@ class CheckJudge:
 
 
 @dataclass(frozen=True)
-class ReadJudge:
+class ReadJudge(LocalJudge):
     """``template`` with {prompt}, {response} and {options} is one chat message, or bare text where there is no chat template.
 
     What does not fit into ``context`` tokens is not asked, and so unreadable. UserError where a word has no spelling of one token.
     """
 
-    model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     template: str
     options: Options
     other: Options  # the same, said in the other order
     growth: float = 1.0  # tokens of its own for one of the student's, at most
-    kind = "judge"
 
     def __post_init__(self) -> None:
         tokens = self._tokens()
@@ -172,22 +176,13 @@ class ReadJudge:
     def name(self) -> str:
         return f"the next token after a question, {self.options.said}"
 
-    @property
-    def flops(self) -> FlopCount:
-        return flop_count(self.model.config)
-
-    @property
-    def context(self) -> int:
-        return int(self.model.config.max_position_embeddings)
-
     def _asked(self, answers: Sequence[Answer]) -> list[list[int]]:
         """The tokens of each question; none where they do not fit."""
         texts = [self.template.format(prompt=of.prompt, response=of.response, options=self.options.said) for of in answers]
         if self.tokenizer.chat_template is None:
             texts = [text + BARE for text in texts]
         else:
-            chats = [[{"role": "user", "content": text}] for text in texts]
-            texts = [str(self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)) for chat in chats]
+            texts = [chat_text(self.tokenizer, text) for text in texts]
         encoded = self.tokenizer(texts, add_special_tokens=False).input_ids if texts else []
         return [list(ids) if len(ids) <= self.context else [] for ids in encoded]
 

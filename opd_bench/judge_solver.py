@@ -14,11 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from opd_bench.bench import Judgement, Usage
-from opd_bench.flops import FlopCount, flop_count
 from opd_bench.judge import Answer
+from opd_bench.judge_model import LocalJudge
 from opd_bench.rollouts import sample
 from opd_bench.sequences import Prompts
 
@@ -26,10 +26,9 @@ NOTHING = ("", "[invalid]")  # what a filter takes from a text that holds no ans
 
 
 @dataclass(frozen=True)
-class SolvingJudge:
+class SolvingJudge(LocalJudge):
     """``put`` makes a model's prompt of a question, ``taken`` gives what a task takes from texts, ``tasks`` the task of a question."""
 
-    model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     put: Callable[[str], str]
     taken: Callable[[str, Sequence[str]], list[str]]
@@ -37,19 +36,10 @@ class SolvingJudge:
     eos: int
     max_solution: int
     growth: float = 1.0  # tokens of its own for one of the student's, at most
-    kind = "judge"
 
     @property
     def name(self) -> str:
         return f"its own solution of up to {self.max_solution} tokens, compared by what the task takes from it"
-
-    @property
-    def flops(self) -> FlopCount:
-        return flop_count(self.model.config)
-
-    @property
-    def context(self) -> int:
-        return int(self.model.config.max_position_embeddings)
 
     def worst(self, length_B: torch.Tensor) -> Usage:
         """As if every answer were to another prompt."""

@@ -48,6 +48,13 @@ def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.get_vocab()[str(tokenizer.eos_token)]
 
 
+def chat_text(tokenizer: PreTrainedTokenizerBase, message: str) -> str:
+    """A user's message as the tokenizer's chat template puts it, up to where the answer begins. UserError if there is no template."""
+    if tokenizer.chat_template is None:
+        raise UserError("the tokenizer has no chat template; set chat: false, or give it one")
+    return str(tokenizer.apply_chat_template([{"role": "user", "content": message}], tokenize=False, add_generation_prompt=True))
+
+
 class TokenHead(torch.nn.Linear):
     """An output head that leaves out the columns beyond the tokenizer; its weight (V, D) is whole, as it is saved and tied."""
 

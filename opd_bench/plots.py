@@ -138,9 +138,7 @@ def effects(board: Leaderboard) -> Figure:
 def score_by_steps(run: Run, arms: list[ArmRecord], methods: list[str]) -> Figure:
     """Greedy score against the number of steps a problem needs, a panel per task; tasks that do not say are left out."""
     tasks = [task for task in run.weights if np.isfinite(run.steps[task]).all()]
-    rows = max(1, -(-len(tasks) // 2))
-    figure = _figure(0.9 + 2.3 * rows)
-    panels = list(figure.subplots(rows, 2, sharey=True, squeeze=False).flat)
+    figure, panels = _panels(len(tasks))
     for panel, task in zip(panels, tasks, strict=False):
         steps_N = run.steps[task]
         levels = np.unique(steps_N)
@@ -160,8 +158,6 @@ def score_by_steps(run: Run, arms: list[ArmRecord], methods: list[str]) -> Figur
         panel.set_xticks(levels)
         panel.set_ylim(-0.02, 1.02)
         panel.grid(alpha=0.3)
-    for panel in panels[len(tasks) :]:
-        panel.set_visible(False)
     figure.supxlabel("Steps the problem needs", fontsize=10)
     figure.supylabel("Greedy score (fraction solved)", fontsize=10)
     return _titled(figure, "Band: lowest to highest seed.", panels[0])
@@ -170,16 +166,12 @@ def score_by_steps(run: Run, arms: list[ArmRecord], methods: list[str]) -> Figur
 def divergence_by_position(arms: list[ArmRecord], methods: list[str]) -> Figure:
     """Mean divergence of the living rollouts at each response position, on own and on teacher prefixes, a panel per method."""
     names = [name for name in methods if any(arm.method == name for arm in arms)]
-    rows = -(-len(names) // 2)
-    figure = _figure(0.9 + 2.3 * rows)
-    panels = list(figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).flat)
+    figure, panels = _panels(len(names), sharex=True)
     for panel, name in zip(panels, names, strict=False):
         group = [arm.recording for arm in arms if arm.method == name]
         _divergence_panel(panel, [of.along["forward_kl"] for of in group], style(methods, name)[0])
         _entropy_line(panel, [of.along["teacher_entropy"] for of in group if "teacher_entropy" in of.along])
         panel.set_title(name, fontsize=10)
-    for panel in panels[len(names) :]:
-        panel.set_visible(False)
     figure.supxlabel("Response position (tokens)", fontsize=10)
     figure.supylabel("KL(teacher ‖ student), mean of living rollouts (nats)", fontsize=10)
     return _titled(figure, "Band: lowest to highest seed. Faint, right axis: share of rollouts alive.", panels[0])
@@ -233,9 +225,7 @@ def draw_judges(judges: Mapping[str, Sequence[Judged]], methods: list[str], fold
 
 def reward_and_accuracy(judges: Mapping[str, Sequence[Judged]], methods: list[str]) -> Figure:
     """The mean verdict on the rollouts of training and their verified accuracy, by what was spent, a panel per method."""
-    rows = -(-len(judges) // 2)
-    figure = _figure(0.9 + 2.3 * rows)
-    panels = list(figure.subplots(rows, 2, sharey=True, squeeze=False).flat)
+    figure, panels = _panels(len(judges))
     middle_P = (np.arange(PARTS) + 0.5) / PARTS
     for panel, (name, arms) in zip(panels, judges.items(), strict=False):
         for label, line, column, tint in (
@@ -250,8 +240,6 @@ def reward_and_accuracy(judges: Mapping[str, Sequence[Judged]], methods: list[st
         panel.set_title(name, fontsize=10)
         panel.set_ylim(-0.02, 1.02)
         panel.grid(alpha=0.3)
-    for panel in panels[len(judges) :]:
-        panel.set_visible(False)
     figure.supxlabel("Share of the budget spent", fontsize=10)
     figure.supylabel("Of the rollouts of training", fontsize=10)
     return _titled(figure, "Band: lowest to highest seed.", panels[0])
@@ -355,6 +343,16 @@ def _references(axes: Axes, board: Leaderboard, line: Callable[..., object]) -> 
     for name, reference, dashes in (("teacher", board.teacher, "--"), ("cold start", board.cold_start, ":")):
         if reference.score.mean is not None:
             line(reference.score.mean, color=GREY, linestyle=dashes, linewidth=1.2, label=name, zorder=0)
+
+
+def _panels(count: int, sharex: bool = False) -> tuple[Figure, list[Axes]]:
+    """A figure with two panels to a row, one at least, and those of its panels that are used."""
+    rows = max(1, -(-count // 2))
+    figure = _figure(0.9 + 2.3 * rows)
+    panels = list(figure.subplots(rows, 2, sharex=sharex, sharey=True, squeeze=False).flat)
+    for panel in panels[count:]:
+        panel.set_visible(False)
+    return figure, panels
 
 
 def _titled(figure: Figure, title: str, labelled: Axes) -> Figure:

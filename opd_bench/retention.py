@@ -20,9 +20,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opd_bench import store
 from opd_bench.errors import UserError
-from opd_bench.evaluate import chat_text
 from opd_bench.losses import kl
-from opd_bench.models import eos_id
+from opd_bench.models import chat_text, eos_id
 from opd_bench.rollouts import sample
 from opd_bench.scoring import chunks, micro_batches, output_head, response_hidden
 from opd_bench.sequences import Prompts, Sequences

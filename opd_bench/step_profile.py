@@ -33,8 +33,7 @@ from opd_bench.clock import Heard
 from opd_bench.config import Config
 from opd_bench.engine import TorchEngine
 from opd_bench.flops import FlopCount
-from opd_bench.judge_model import CheckJudge, ReadJudge
-from opd_bench.judge_solver import SolvingJudge
+from opd_bench.judge_model import LocalJudge
 from opd_bench.losses import Loss
 from opd_bench.plan import Job, jobs
 from opd_bench.rollouts import ROWS
@@ -271,7 +270,7 @@ class _Watched:
     def judge(self, sequences: Sequences) -> Judgement:
         judgement, judge = self._engine.judge(sequences), self._engine.judge_model
         read_B, written_B = judgement.usage.read_B, judgement.usage.written_B
-        if not isinstance(judge, CheckJudge | ReadJudge | SolvingJudge):
+        if not isinstance(judge, LocalJudge):
             self._add("judge", judgement.usage.tokens, None)
             return judgement
         for part, work in _Cost.of(judge.model, judge.flops).sampled(read_B, read_B + written_B).items():
