@@ -346,10 +346,11 @@ def _references(axes: Axes, board: Leaderboard, line: Callable[..., object]) -> 
 
 
 def _panels(count: int, sharex: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure with two panels to a row, one at least, and those of its panels that are used."""
-    rows = max(1, -(-count // 2))
+    """A figure with two panels to a row, or one alone, and those of its panels that are used."""
+    columns = 1 if count < 2 else 2
+    rows = max(1, -(-count // columns))
     figure = _figure(0.9 + 2.3 * rows)
-    panels = list(figure.subplots(rows, 2, sharex=sharex, sharey=True, squeeze=False).flat)
+    panels = list(figure.subplots(rows, columns, sharex=sharex, sharey=True, squeeze=False).flat)
     for panel in panels[count:]:
         panel.set_visible(False)
     return figure, panels

@@ -17,6 +17,7 @@ from opd_bench.flops import flop_count
 from opd_bench.gates import Limits, check
 from opd_bench.ledger import Ledger
 from opd_bench.losses import reverse_kl
+from opd_bench.plan import jobs
 from opd_bench.privilege import Privilege, grant, privilege_of, told
 from opd_bench.rollouts import sample
 from opd_bench.scoring import ModelTeacher, response_hidden
@@ -93,7 +94,7 @@ def test_a_column_that_no_document_has_is_named():
         told("{prompt} {worked}", "1+1", {"solution": "2"})
 
 
-def test_the_judge_is_shown_nothing():
+def test_the_engine_knows_of_it_and_the_judge_is_shown_nothing(tmp_path):
     settings = load(
         "embedded", [{"privileged": "{prompt}Solution:\n{solution}\n", "tasks": {"stem": ["opd_bench_arithmetic"], "coding": []}}]
     )
@@ -106,6 +107,8 @@ def test_the_judge_is_shown_nothing():
     shown = privilege.ids(shop.pair.tokenizer(doc["prompt"]).input_ids)
     assert shop.pair.tokenizer.decode(shown) == f"{doc['prompt']}Solution:\n{doc['solution']}\n"
     assert shop.counter.most_extra == max(len(more) - len(plain) for plain, more in privilege.shown.items())
+    job = next(job for job in jobs(settings) if job.method)
+    assert shop.engine(job, shop.pair.student, 1e-3, tmp_path).privilege is privilege
     workshop.cache_clear()
 
 

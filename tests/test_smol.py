@@ -37,6 +37,7 @@ def test_the_tier_builds_its_models_and_compares_methods_on_them(program, base, 
         "exposure": {"prompts": 2, "continued": 1, "draws": 20},
         "retention": {"prompts": 3, "max_tokens": 8},
         "gates": {"truncation": None},
+        "privileged": "{prompt}\nSolution:\n{solution}",
         "methods": {"sft": {"batch": 4}, "opd": {"batch": 4}},
     }
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
@@ -57,4 +58,6 @@ def test_the_tier_builds_its_models_and_compares_methods_on_them(program, base, 
         assert 0 <= model["held_out"]["opd_bench_gsm_symbolic"]["mean"] <= 1
     assert all(method["retention"]["kl"]["mean"] > 0 for method in board["methods"])
     assert "KL from the start" in said
+    assert any(gate["name"] == "taught" for gate in board["gates"])
+    assert any(note.startswith("The teacher was privileged") for note in board["notes"])
     assert {method["name"] for method in board["methods"]} == {"sft", "opd"}
