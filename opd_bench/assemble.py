@@ -125,6 +125,7 @@ def assemble(run: Run, arms: list[ArmRecord], draws: int = 1000, limits: gates.L
             "tier": run.tier,
             "command": run.command,
             "commit": run.commit,
+            "models": run.models,
             "budget": {"axis": run.axis, "limit": run.limit},
             "seeds": run.seeds,
             "tasks": {"stem": run.stem, "coding": run.coding, "held_out": run.held_out},

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from opd_bench import plan, store
 from opd_bench.config import Config
 from opd_bench.errors import UserError
-from opd_bench.evaluate import TaskSuite, tasks_of
+from opd_bench.evaluate import TaskSuite, load_suite, tasks_of
 from opd_bench.hub import SOURCE_FILE
 from opd_bench.models import COLD_START_FILE, load_model, load_tokenizer, weights_digest
 from opd_bench.readings import START
@@ -42,7 +42,7 @@ def build(config: Config, console: Console) -> None:
         raise UserError(f"the tier {config.tier} builds no models: its configuration has no `build`")
     before = config.location(config.build.base)
     tokenizer = load_tokenizer(before)
-    examples = solved(tasks_of(config, tokenizer), tokenizer)
+    examples = solved(_suite(config, tokenizer), tokenizer)
     for place, name in enumerate(STEPS):
         folder, said = config.built_folder / name, {"before": weights_digest(before), "tasks": plan.code(config.task_path)["tasks"]}
         if (folder / MADE_FROM).exists() and store.read_json(folder / MADE_FROM) == said:
@@ -61,6 +61,13 @@ def build(config: Config, console: Console) -> None:
                     shutil.copy(Path(before) / SOURCE_FILE, part)
             console.print(f"{name}: {flops:.2e} FLOPs, {folder}", markup=False, highlight=False)
         before = str(folder)
+
+
+def _suite(config: Config, tokenizer: PreTrainedTokenizerBase) -> TaskSuite:
+    """Tasks with a share in the training of either model, which a comparison need not have; where none has one, those of the comparison."""
+    assert config.build
+    named = list(dict.fromkeys(task for shares in config.build.shares.values() for task in shares))
+    return load_suite(named, [], config.task_path, chat=tokenizer if config.chat else None) if named else tasks_of(config, tokenizer)
 
 
 def solved(suite: TaskSuite, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Example]]:
@@ -101,17 +108,15 @@ def _train(
 
 
 def _drawn(examples: dict[str, list[Example]], shares: dict[str, float] | None, seed: int) -> Iterator[Example]:
-    """Endless documents of tasks in these shares, each task's in another order at every pass. UserError for a task without a share."""
+    """Endless documents of tasks in these shares, each task's in another order at every pass."""
     shares = shares or {task: len(own) for task, own in examples.items()}
-    if lacking := examples.keys() - shares.keys():
-        raise UserError(f"build.shares gives no share to {min(lacking)}")
     rng = random.Random(f"worked solutions {seed}")
 
     def passes(own: list[Example]) -> Iterator[Example]:
         while True:
             yield from rng.sample(own, len(own))
 
-    streams = {task: passes(own) for task, own in examples.items()}
+    streams = {task: passes(own) for task, own in examples.items() if task in shares}
     while True:
-        (task,) = rng.choices(list(examples), [shares[task] for task in examples])
+        (task,) = rng.choices(list(streams), [shares[task] for task in streams])
         yield next(streams[task])

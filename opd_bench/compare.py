@@ -29,7 +29,7 @@ from opd_bench.leaderboard import Leaderboard
 from opd_bench.ledger import VERIFIER
 from opd_bench.models import cold_start_flops
 from opd_bench.plan import Job, describe, jobs
-from opd_bench.preflight import examine, headroom, memory, pinned, sources
+from opd_bench.preflight import examine, headroom, memory, named, pinned, sources
 from opd_bench.records import ArmRecord, CurvePoint, Run
 from opd_bench.resources import PACKAGE
 
@@ -252,7 +252,7 @@ def records(config: Config, out: Path, planned: list[Job]) -> tuple[Run, list[Ar
     (teacher, *starts), arms = ([job for job in planned if bool(job.method) == trained] for trained in (False, True))
     nothing = {"flops": {}, "tokens": {}, "seconds": {}}
     origins = [_point(start.folder(out), 0.0, nothing) for start in starts]
-    named = {job.name: marked(job.name, store.read_json(job.folder(out) / "arm.json")["saw"]) for job in arms}
+    marks = {job.name: marked(job.name, store.read_json(job.folder(out) / "arm.json")["saw"]) for job in arms}
     run = Run(
         tier=config.tier,
         command=manifest["command"],
@@ -274,7 +274,8 @@ def records(config: Config, out: Path, planned: list[Job]) -> tuple[Run, list[Ar
         privileged=config.privileged is not None,
         teacher_retention=_retention(teacher, out),
         steps=_by_task(teacher.folder(out), "greedy", "steps"),
-        contrasts={name: {named[method]: weight for method, weight in of.items()} for name, of in config.contrasts.items()},
+        models=named(config, manifest["models"]),
+        contrasts={name: {marks[method]: weight for method, weight in of.items()} for name, of in config.contrasts.items()},
         notes=[*config.notes, *[STALE] * config.rollouts.staleness, *[PRIVILEGED] * (config.privileged is not None)],
     )
     return run, [_record(job, out, origins[job.start]) for job in arms]

@@ -80,7 +80,7 @@ class Build(_Part):
     start: int = Field(gt=0, description="steps of the cold start, which is to know the form of an answer")
     specialist: int = Field(gt=0, description="steps of the teacher, which goes on from the cold start")
     shares: dict[Literal["start", "specialist"], dict[str, Annotated[float, Field(gt=0)]]] = Field(
-        {}, description="of the documents that either is trained on, by task; default: as many as a task has"
+        {}, description="of the documents that either is trained on, by task; default: all tasks of the comparison, as many as each has"
     )
     batch_tokens: int = Field(gt=0, description="tokens of a step, padding included")
     lr: float = Field(gt=0, allow_inf_nan=False)
@@ -308,7 +308,8 @@ class Config(_Part):
     @property
     def built_folder(self) -> Path:
         """Where the models of ``build`` lie."""
-        made_from = self.model_dump(mode="json", include={"build", "tasks", "chat"})
+        made_from = self.model_dump(mode="json", include={"build", "chat"})
+        made_from["tasks"] = self.tasks.path if self.build and self.build.shares else self.tasks.model_dump(mode="json")
         return cache_folder() / "built" / f"{self.tier}-{_digest(made_from)}"
 
     def source(self, model: str) -> Source:

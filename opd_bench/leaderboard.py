@@ -196,6 +196,7 @@ class Leaderboard(_Model):
     tier: str
     command: str
     commit: str
+    models: dict[Literal["student", "teacher"], list[str]]  # what each is called, with what it says of its weights
     budget: Budget
     seeds: list[int]
     tasks: Tasks

@@ -10,7 +10,7 @@ Limits: memory is that of weights, gradients and optimiser, with neither activat
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -52,6 +52,16 @@ def sources(config: Config) -> dict[str, dict[str, Any]]:
         path = source.folder / SOURCE_FILE
         found[name] = {"version": source.pinned, **({"source": store.read_json(path)} if path.is_file() else {})}
     return found
+
+
+def named(config: Config, found: Mapping[str, dict[str, Any]]) -> dict[str, list[str]]:
+    """Student and teacher in words, by what `sources` ``found``: scores on four-bit weights are another model's, and say so."""
+
+    def words(name: str) -> str:
+        of = found[name]
+        return f"{of['version']} ({of['source']['name']}, {of['source']['weights']})" if "source" in of else of["version"]
+
+    return {"student": list(map(words, config.students)), "teacher": [words(config.teacher)]}
 
 
 def pinned(config: Config) -> Config:

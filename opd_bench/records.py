@@ -93,6 +93,7 @@ class Run:
     held_out: list[str] = field(default_factory=list)  # scored, and in no macro score
     privileged: bool = False  # the teacher was shown more than the students
     teacher_retention: dict[str, np.ndarray] = field(default_factory=dict)  # as an arm's
+    models: dict[str, list[str]] = field(default_factory=dict)  # student and teacher in words
     contrasts: dict[str, dict[str, float]] = field(default_factory=dict)  # declared beforehand: weight by method
     notes: list[str] = field(default_factory=list)  # what the configuration wants said
 

@@ -215,6 +215,7 @@ def heading(board: Leaderboard) -> list[str]:
     limit = f"{board.budget.limit:.3g}"
     return [
         f"Tier: {board.tier}",
+        *(f"{role.capitalize()}: {', '.join(names)}" for role, names in board.models.items()),
         f"STEM tasks: {', '.join(board.tasks.stem) or NONE}; coding tasks: {', '.join(board.tasks.coding) or NONE}",
         f"Seeds: {', '.join(map(str, board.seeds))}",
         f"Budget: {limit} {board.budget.axis} per arm",

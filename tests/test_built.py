@@ -135,8 +135,17 @@ def test_every_document_of_a_task_comes_before_any_comes_again():
     assert sorted(drawn[:30]) == sorted(drawn[30:]) == list(range(30))
 
 
-def test_a_task_without_a_share_is_refused_and_a_share_without_a_task_left_out(settings):
-    with pytest.raises(UserError, match="no share to opd_bench_arithmetic"):
-        build(settings(shares={"start": {"opd_bench_gcd": 1.0}}), Console(quiet=True))
-    shares = {"a": 0.5, "elsewhere": 0.5}
-    assert next(built._drawn({"a": [([1], [1.0])]}, shares, seed=0)) == ([1], [1.0])
+def test_a_task_without_a_share_is_left_out():
+    examples = {"a": [([1], [1.0])], "b": [([2], [1.0])]}
+    assert {ids[0] for ids, _ in islice(built._drawn(examples, {"b": 0.5}, seed=0), 50)} == {2}
+
+
+def test_models_with_shares_serve_any_choice_of_tasks(settings):
+    chosen = settings(
+        shares={"start": {"opd_bench_arithmetic": 0.5, "opd_bench_functions": 0.5}, "specialist": {"opd_bench_functions": 1.0}}
+    )
+    build(chosen, Console(quiet=True))
+    other = chosen.model_copy(update={"tasks": chosen.tasks.model_copy(update={"stem": [], "coding": ["opd_bench_trace"]})})
+    assert weights(other.location("built/specialist")).isfinite().all()
+    with pytest.raises(UserError, match=r"unknown task 'opd_bench_aritmetic'.*opd_bench_arithmetic"):
+        build(settings(shares={"start": {"opd_bench_aritmetic": 1.0}}), Console(quiet=True))

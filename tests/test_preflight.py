@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -16,7 +17,7 @@ from opd_bench.embedded.fit import new_llama
 from opd_bench.errors import UserError
 from opd_bench.evaluate import evaluate, load_suite, scores
 from opd_bench.models import Pair, load_model, load_pairs, load_tokenizer
-from opd_bench.preflight import FEW, GIB, examine, headroom, memory, parameters, pinned, sources
+from opd_bench.preflight import FEW, GIB, examine, headroom, memory, named, parameters, pinned, sources
 from opd_bench.resources import EMBEDDED, TASKS
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -67,15 +68,25 @@ def test_an_unpinned_hub_id_is_said_with_its_commit_and_pinned_for_workers(monke
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **options: str(folder))
     hub._download.cache_clear()
     config = configured(pair_folders, students=["owner/model"])
-    named = f"owner/model@{COMMIT}"
-    assert sources(config)["owner/model"] == {"version": named}
-    assert any(fact.startswith(f"owner/model is {named}; ") for fact in examine(config, pair, 40).facts)
-    assert pinned(config).students == [named]
+    version = f"owner/model@{COMMIT}"
+    assert sources(config)["owner/model"] == {"version": version}
+    assert any(fact.startswith(f"owner/model is {version}; ") for fact in examine(config, pair, 40).facts)
+    assert named(config, sources(config)) == {"student": [version], "teacher": [config.teacher]}
+    assert pinned(config).students == [version]
     assert pinned(config).teacher == config.teacher
-    exact = configured(pair_folders, students=[named])
+    exact = configured(pair_folders, students=[version])
     assert pinned(exact) == exact
     assert not any("write that name" in fact for fact in examine(exact, pair, 40).facts)
     hub._download.cache_clear()
+
+
+def test_weights_of_a_pulled_model_are_called_what_they_are(pair_folders, tmp_path):
+    folder = tmp_path / "student"
+    shutil.copytree(pair_folders["student"], folder)
+    source = {"name": "smollm2-135m", "from": "a package", "weights": "Q4_1-dequantised"}
+    (folder / hub.SOURCE_FILE).write_text(json.dumps(source))
+    config = configured(pair_folders, students=[str(folder)])
+    assert named(config, sources(config)) == {"student": [f"{folder} (smollm2-135m, Q4_1-dequantised)"], "teacher": [config.teacher]}
 
 
 def test_parameters_are_counted_from_headers(pair_folders):
