@@ -30,7 +30,7 @@ from opd_bench.models import Pair, context, load_pairs
 from opd_bench.plan import TEACHER, Job
 from opd_bench.privilege import Privilege, grant, privilege_of, told
 from opd_bench.prompts import Corpus, Stream, encode_prompts
-from opd_bench.rollouts import Sampler
+from opd_bench.rollouts import Sampler, converted
 from opd_bench.statistics import auroc
 from opd_bench.trace import Counter, worst_case
 from opd_bench.train import Progress, train
@@ -65,6 +65,11 @@ class Workshop:
     def pair(self) -> Pair:
         """For what does not depend on the cold start."""
         return self.pairs[0]
+
+    def measured(self, model: PreTrainedModel) -> PreTrainedModel:
+        """``model`` as it is scored and recorded: with its weights rounded to the precision of the teacher's."""
+        dtype = getattr(torch, self.config.dtype)
+        return model if model.dtype == dtype else converted(model, dtype)
 
     def record(self, model: PreTrainedModel, seed: int, corpus_folder: Path, *, full: bool, continued: int) -> Recording:
         """``model`` beside the teacher on the first evaluation prompts of every task, the same for all arms."""
@@ -187,6 +192,7 @@ def run(config: Config, job: Job, out: Path, report: Report) -> None:
             model = shop.pair.teacher if job.name == TEACHER else shop.pairs[job.start].student
         else:
             model = _train(shop, job, out, folder, summary, report)
+        model = shop.measured(model)
         apart = (summary["seconds"].get(stage, 0.0) for stage in ("points", "verification"))
         summary["seconds"]["train"] = time.perf_counter() - start - sum(apart)  # with branches
         rows, seconds = _measure(shop, job, model, out, folder, ("greedy", "sampled"), report)
@@ -223,7 +229,7 @@ def _train(shop: Workshop, job: Job, out: Path, folder: Path, summary: dict, rep
         begun, share = time.perf_counter(), shop.config.budget.points[len(summary["points"])]
         report("training, scoring on the way", share)
         summary["points"].append({"share": share, "spent": _spent(branch)})
-        _measure(shop, job, _student(branch), out, store.point_folder(folder, share), ("greedy",))
+        _measure(shop, job, shop.measured(_student(branch)), out, store.point_folder(folder, share), ("greedy",))
         own = (charge for charge in branch.ledger.charges if charge.step > bench.ledger.step)
         summary["seconds"]["branches"] += sum(charge.seconds for charge in own if charge.kind != "teacher_generate")  # sampled once for all
         summary["seconds"]["points"] += time.perf_counter() - begun
@@ -286,7 +292,7 @@ def _measure(
 
 
 def _retention(shop: Workshop, job: Job, model: PreTrainedModel, out: Path) -> dict[str, list[float]]:
-    settings, start = shop.config.retention, shop.pairs[job.start].student
+    settings, start = shop.config.retention, shop.measured(shop.pairs[job.start].student)
     kept = out / "corpus" / f"retention-{job.start}.pt"
     texts = retention.written(start, shop.pair.tokenizer, count=settings.prompts, max_response=settings.max_tokens, kept=kept)
     return {name: of_N.tolist() for name, of_N in retention.measure(model, start, texts).items()}

@@ -29,7 +29,7 @@ from opd_bench.models import COLD_START_FILE, load_model, load_tokenizer, weight
 from opd_bench.readings import START
 from opd_bench.supervised import Example, batches, fit
 
-COOLDOWN = 0.3  # last share of each training over which the learning rate falls to 0
+COOLDOWN = 0.8  # last share of each training over which the learning rate falls to 0
 EVERY = 25  # steps between two checkpoints
 Stage = Literal["start", "specialist"]
 STEPS: tuple[Stage, ...] = ("start", "specialist")  # in the order they are made, each from the one before

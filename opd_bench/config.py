@@ -232,7 +232,8 @@ class Config(_Part):
     threads: int = Field(1, ge=1, description="CPU threads of an arm; another number may change the last bits of a result")
     trust_remote_code: bool = Field(False, description="run the code that a model's repository brings; read it first")
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of the teacher's weights; bfloat16: the student's products, too, its weights stay in float32"
+        "float32",
+        description="of the teacher's weights, and of the student's when it is scored; bfloat16: of its products in training, too",
     )
     lora: Lora | None = Field(None, description="train low-rank adapters alone; default: all weights")
     gradient_checkpointing: bool = Field(False, description="less memory for a second forward pass of the layers, which is charged")

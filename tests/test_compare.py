@@ -192,6 +192,20 @@ def test_ledger_sums_to_what_was_spent_and_every_arm_ends_one_percent_or_one_uni
         assert method["spent"]["share"] * limit == pytest.approx(by_kind.total() / 2)
 
 
+def test_a_student_with_the_teachers_weights_has_no_gap_in_a_precision_that_only_the_teacher_is_kept_in(pair_folders, tmp_path):
+    teacher = str(pair_folders["teacher"])
+    shop = arm.workshop(configured(pair_folders, students=[teacher], dtype="bfloat16").model_dump_json())
+
+    def gap(model, name):
+        found = shop.record(model, 0, tmp_path / name, full=False, continued=0).along["forward_kl"]
+        return found.student_NT.max()
+
+    student = shop.pair.student
+    assert gap(shop.measured(student), "measured") == 0
+    assert gap(student, "as it trains") > 0
+    assert student.dtype == torch.float32
+
+
 def test_each_method_is_said_to_have_seen_what_it_was_charged_for(finished):
     saw = {method["name"]: set(method["saw"]) for method in result(finished)["methods"]}
     assert saw == {

@@ -18,11 +18,11 @@ KINDS = ("chain_sum", "simple_equations", "gcd", "base_conversion", "calendar_ar
 GSM = "opd_bench_gsm_symbolic"
 MOST = 128  # tokens of a response
 TEST_SET = {
-    "chain_sum": "f3ab8c3f360edb0e1afae87a5194591da60f920cdea6aea254f71bdda836484d",
-    "simple_equations": "fcd6a3b30d095d86b63b7b38a252b6866a892771a73ffbe5793dc4713eb23db5",
-    "gcd": "766beaf5543ef573486c12c91632c94cb69283ae7251b475e818cb8b33da7e3e",
-    "base_conversion": "79eb8b415ef2f899dde90f3cd7e78f5c678705b94eac69363b91168ee31cde5e",
-    "calendar_arithmetic": "73f5c4640e4b549c4dc5a4d243d16f03765ba4598ba6ae71f0a313a8ab67a88d",
+    "chain_sum": "fd9f8036960c1fd85d203657e8c48e4721b6c9e522ee71408fe560ec67c36a36",
+    "simple_equations": "e01de69bf1d13a2a60ce0fdd84f8a4c860c1397b91fb22ea1dd6c4584aba4242",
+    "gcd": "eb6d126718a1eb1cc50d044f4e7cf65e6ccb578de84f13d08588be4d2a7ced96",
+    "base_conversion": "aef3a61be5b74a7641088ccbcb9190487f2b6f711fae9d8491f13782718a0bb4",
+    "calendar_arithmetic": "c9ecda324a054e7047177881b56732e0b1db6d4ca79e02dcb315a413cd8d9408",
     "gsm_symbolic": "92ef890791ad7ebfbb185fd5a02d6d41ebaeed7da1eb76f34df42ebbf486488c",
 }
 reasoning = task_module("reasoning")

@@ -22,7 +22,7 @@ from typing import Any
 
 from opd_bench import procedural
 
-SIZES = {"train": 4_000, "validation": 100, "test": 120}
+SIZES = {"train": 2_000, "validation": 100, "test": 120}
 SEEDS = {"train": 51, "validation": 52, "test": 53}
 PART = 2_000  # problems asked of reasoning-gym at once
 ASKED = 'Work step by step. End with "Answer:" and the result.'
@@ -105,21 +105,21 @@ class Kind:
 
 KINDS = {
     "chain_sum": Kind(
-        {"min_terms": 3, "max_terms": 5, "min_digits": 2, "max_digits": 2},
+        {"min_terms": 2, "max_terms": 4, "min_digits": 1, "max_digits": 2},
         r"(?s).*",
         lambda entry: entry["metadata"]["expression"],
         _chain_sum,
     ),
-    "simple_equations": Kind({"max_value": 30}, r"(?s).*", lambda entry: entry["metadata"]["equation"], _simple_equations),
-    "gcd": Kind({"min_value": 10, "max_value": 200}, r".*?\d\.", lambda entry: sorted(entry["metadata"]["numbers"]), _gcd),
+    "simple_equations": Kind({"max_value": 10}, r"(?s).*", lambda entry: entry["metadata"]["equation"], _simple_equations),
+    "gcd": Kind({"min_value": 2, "max_value": 100}, r".*?\d\.", lambda entry: sorted(entry["metadata"]["numbers"]), _gcd),
     "base_conversion": Kind(
-        {"min_base": 3, "max_base": 10, "min_value": 50},
+        {"min_base": 3, "max_base": 10, "min_value": 10, "max_value": 400},
         r"[Cc]onvert the base-.*",
         lambda entry: [entry["metadata"]["decimal_value"], entry["metadata"]["target_base"]],
         _base_conversion,
     ),
     "calendar_arithmetic": Kind(
-        {"tasks": ["weekday_offset"]},
+        {"tasks": ["weekday_offset"], "offset_upper_bound": 60},
         r".*?\?",
         lambda entry: [entry["metadata"]["start_date"], entry["metadata"]["offset_days"]],
         _calendar_arithmetic,
