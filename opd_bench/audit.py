@@ -21,8 +21,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import torch
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -50,6 +52,16 @@ class Settings:
     batch_size: int = 100
     seed: int = 0
     chat: bool = False  # every model is asked by the chat template of its own tokenizer
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of every model's weights
+    remote_code: bool = False  # run what a model's repository brings
+
+    def model(self, location: str, tokenizer: PreTrainedTokenizerBase, role: str) -> PreTrainedModel:
+        """Loaded and fitted to its tokenizer. UserError if it cannot be."""
+        loaded = models.load_model(location, getattr(torch, self.dtype), remote_code=self.remote_code)
+        return models.fitting(loaded, tokenizer, role)
+
+    def tokenizer(self, location: str) -> PreTrainedTokenizerBase:
+        return models.load_tokenizer(location, remote_code=self.remote_code)
 
 
 @dataclass(frozen=True)
@@ -88,11 +100,10 @@ def audit(students: list[str], teacher: str, settings: Settings, out: Path, cons
     UserError for a model or task that cannot be loaded.
     """
     named = names_of(students)
-    tokenizer = models.load_tokenizer(teacher)
+    tokenizer = settings.tokenizer(teacher)
     tasks = evaluate.load_suite(settings.stem, settings.coding, settings.task_path, chat=tokenizer if settings.chat else None)
     evaluate.consent(tasks)
-    expert = models.fitting(models.load_model(teacher), tokenizer, "teacher")
-    bench = Bench(tasks, settings, expert, tokenizer, models.weights_digest(teacher), out, console)
+    bench = Bench(tasks, settings, settings.model(teacher, tokenizer, "teacher"), tokenizer, models.weights_digest(teacher), out, console)
     ceiling = bench.measured(TEACHER, teacher)
     if ceiling.recording is None:
         raise UserError(f"the teacher cannot be measured: {ceiling.unmeasured}")
@@ -125,8 +136,8 @@ class Bench:
         folder = kept / (TEACHER if name == TEACHER else self._digest(models.weights_digest(location)))
         model, tokenizer = self.teacher, self.tokenizer
         if name != TEACHER:
-            tokenizer = models.load_tokenizer(location)
-            model = models.fitting(models.load_model(location), tokenizer, "student")
+            tokenizer = self.settings.tokenizer(location)
+            model = self.settings.model(location, tokenizer, "student")
         if not (folder / "items.jsonl").is_file():
             with self.console.status(f"{name}: scoring"):
                 tasks = replace(self.tasks, chat=tokenizer) if self.settings.chat else self.tasks

@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -348,6 +348,10 @@ def audit(
     batch_size: Annotated[int, typer.Option(min=1, help="prompts scored together")] = 100,
     seed: Annotated[int, typer.Option(help="of the sampled rollouts")] = 0,
     chat: Annotated[bool, typer.Option("--chat", help="put every question as a user's message, by the tokenizer's chat template")] = False,
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="of every model's weights")] = "float32",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="run the code that a model's repository brings; read it first")
+    ] = False,
     unsafe_code: Annotated[bool, typer.Option("--unsafe-code", help="run generated code even where it cannot be isolated")] = False,
 ) -> None:
     """Measure the exposure bias of checkpoints that exist, without training: do they drift, from where on, and what does it cost?"""
@@ -358,8 +362,10 @@ def audit(
 
     if unsafe_code:
         os.environ["OPD_BENCH_UNSAFE_CODE"] = "1"
-    settings = Settings(task, coding or [], include_path or TASKS, exposure_prompts, limit, max_response, batch_size, seed, chat)
-    found = run(list(map(model_location, student)), model_location(teacher), settings, out, console)
+    size = (exposure_prompts, limit, max_response, batch_size)
+    settings = Settings(task, coding or [], include_path or TASKS, *size, seed, chat, dtype, trust_remote_code)
+    student_folders = [model_location(name, remote_code=trust_remote_code) for name in student]
+    found = run(student_folders, model_location(teacher, remote_code=trust_remote_code), settings, out, console)
     for name, words in found.words.items():
         console.print(f"\n[bold]{name}[/bold]", highlight=False)
         for line in words:

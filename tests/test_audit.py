@@ -56,6 +56,15 @@ def test_a_teacher_at_another_temperature_is_found_out_as_one(tmp_path):
     assert "at temperature 0.50, it shows none (.00 [.00, .00] nats)" in line
 
 
+def test_in_bfloat16_the_teachers_twin_does_not_drift(tmp_path):
+    twin = shutil.copytree(TEACHER, tmp_path / "twin")
+    rough = replace(SETTINGS, prompts=4, limit=4, dtype="bfloat16")
+    found = audit([str(twin)], TEACHER, rough, tmp_path / "out", Console(quiet=True))
+    assert found.suite
+    assert found.suite.students["twin"].gaps["forward_kl"]["zero"]["regret"].mean == 0
+    assert rough.model(TEACHER, rough.tokenizer(TEACHER), "teacher").dtype == torch.bfloat16
+
+
 def test_every_file_is_there_and_the_page_needs_nothing_else(audited):
     _, out = audited
     document = json.loads((out / "audit.json").read_text(encoding="utf-8"))

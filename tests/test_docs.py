@@ -10,10 +10,13 @@ import yaml
 
 from opd_bench import leaderboard, report
 from opd_bench.bench import Bench
-from opd_bench.config import tiers
+from opd_bench.config import load, tiers
+from opd_bench.evaluate import load_suite
 from opd_bench.flops import FlopCount
 from opd_bench.ledger import Ledger
 from opd_bench.methods import Method, designs, find, shipped
+from opd_bench.privilege import told
+from opd_bench.resources import TASKS
 from opd_bench.trace import Counter, largest_batch, worst_case
 from opd_bench.train import train
 
@@ -51,6 +54,14 @@ def test_example_method_spends_its_budget_and_no_more():
     train(method, bench, COUNTER, cooldown=0.3, on_step=lambda progress: None)
     assert 0.99 <= bench.ledger.share <= 1
     assert largest_batch(method, COUNTER, bench.ledger.left) == 0 or bench.ledger.share >= 0.995
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("docs/examples/privileged_*.yaml")), ids=lambda path: path.stem)
+def test_examples_of_a_privileged_teacher_need_no_models_but_the_tiers(path):
+    config = load("smol", [yaml.safe_load(path.read_text(encoding="utf-8"))])
+    assert config.built_folder == load("smol", []).built_folder
+    doc = next(iter(load_suite(["opd_bench_gcd"], [], TASKS).docs("train")))[1]
+    assert told(str(config.privileged), "What?", doc).startswith("What?\n")
 
 
 def test_example_configurations_build():
