@@ -1,14 +1,13 @@
 """Problems of reasoning-gym with worked solutions that a program writes.
 
-    >>> problem = next(problems("gcd", "train", 1))
+    >>> problem = next(problems("gcd", "train", 5))
     >>> print(problem.prompt, problem.solution, sep=chr(10))
-    Find the Greatest Common Divisor (GCD) of these numbers: 15, 54.
+    Find the Greatest Common Divisor (GCD) of these numbers: 44, 36.
     Work step by step. End with "Answer:" and the result.
-    54 = 3 * 15 + 9
-    15 = 1 * 9 + 6
-    9 = 1 * 6 + 3
-    6 = 2 * 3 + 0
-    Answer: 3
+    44 = 1 * 36 + 8
+    36 = 4 * 8 + 4
+    8 = 2 * 4 + 0
+    Answer: 4
 
 The question and the answer are reasoning-gym's (Apache-2.0); its own request for a bare answer gives way to that for steps. A problem's
 identity is what is asked. Difficulty is the number of steps. gsm_symbolic has no worked solutions here: it is for evaluation only.
