@@ -6,10 +6,13 @@ import sys
 import pytest
 
 FREED = """
+import threading
+
 import torch
 from opd_bench.allocator import give_back, keep_freed_memory, resident
 
 keep_freed_memory(2**50)
+assert "allocator" in [thread.name for thread in threading.enumerate()]
 before = resident()
 blocks = [torch.ones(2**20) for _ in range(200)]  # 4 MiB each
 between = torch.ones(100)
