@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from opd_bench import plan, store
-from opd_bench.config import Config
+from opd_bench import plan, store, supervised
+from opd_bench.config import Config, digest
 from opd_bench.errors import UserError
 from opd_bench.evaluate import TaskSuite, load_suite, tasks_of
 from opd_bench.hub import SOURCE_FILE
@@ -29,11 +29,10 @@ from opd_bench.models import COLD_START_FILE, load_model, load_tokenizer, weight
 from opd_bench.readings import START
 from opd_bench.supervised import Example, batches, fit
 
-COOLDOWN = 0.8  # last share of each training over which the learning rate falls to 0
 EVERY = 25  # steps between two checkpoints
 Stage = Literal["start", "specialist"]
 STEPS: tuple[Stage, ...] = ("start", "specialist")  # in the order they are made, each from the one before
-MADE_FROM = "made_from.json"  # hashes of what a model depends on besides the configuration: the weights before it, and the tasks
+MADE_FROM = "made_from.json"  # hashes of what a model depends on besides the configuration: the weights before it, the tasks, the code
 
 
 def build(config: Config, console: Console) -> None:
@@ -44,12 +43,14 @@ def build(config: Config, console: Console) -> None:
     tokenizer = load_tokenizer(before)
     examples = solved(_suite(config, tokenizer), tokenizer)
     for place, name in enumerate(STEPS):
-        folder, said = config.built_folder / name, {"before": weights_digest(before), "tasks": plan.code(config.task_path)["tasks"]}
+        folder = config.built_folder / name
+        trained_by = plan.digest_files([Path(supervised.__file__)])
+        said = {"before": weights_digest(before), "tasks": plan.code(config.task_path)["tasks"], "trained_by": trained_by}
         if (folder / MADE_FROM).exists() and store.read_json(folder / MADE_FROM) == said:
             console.print(f"{name}: is there, {folder}", markup=False, highlight=False)
         else:
             model = load_model(before)
-            checkpoint = config.built_folder / f"{name}-{said['before']}.checkpoint"
+            checkpoint = config.built_folder / f"{name}-{digest(said)}.checkpoint"
             flops = _train(model, examples, config, name, 1 + place, checkpoint, console)
             with store.disk_errors(), store.whole_folder(folder) as part:
                 model.bfloat16().save_pretrained(part)
@@ -102,7 +103,7 @@ def _train(
 
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         data = batches(_drawn(examples, config.build.shares.get(name), seed), config.build.batch_tokens, random.Random(seed))
-        flops = fit(model, data, steps, [optimizer], cooldown=COOLDOWN, checkpoint=checkpoint, every=EVERY, report=report)
+        flops = fit(model, data, steps, [optimizer], cooldown=config.build.cooldown, checkpoint=checkpoint, every=EVERY, report=report)
     checkpoint.unlink()
     return flops
 

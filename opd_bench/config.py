@@ -84,6 +84,7 @@ class Build(_Part):
     )
     batch_tokens: int = Field(gt=0, description="tokens of a step, padding included")
     lr: float = Field(gt=0, allow_inf_nan=False)
+    cooldown: float = Field(0.8, ge=0, le=1, description="last share of either training over which the learning rate falls to 0")
 
 
 class Endpoint(_Part):
@@ -311,7 +312,7 @@ class Config(_Part):
         """Where the models of ``build`` lie."""
         made_from = self.model_dump(mode="json", include={"build", "chat"})
         made_from["tasks"] = self.tasks.path if self.build and self.build.shares else self.tasks.model_dump(mode="json")
-        return cache_folder() / "built" / f"{self.tier}-{_digest(made_from)}"
+        return cache_folder() / "built" / f"{self.tier}-{digest(made_from)}"
 
     def source(self, model: str) -> Source:
         """The model that the configuration calls so; UserError where it is not to be had, or was to be built and is not there."""
@@ -331,10 +332,11 @@ class Config(_Part):
     @property
     def digest(self) -> str:
         """Hash of everything in the configuration that bears on results."""
-        return _digest(determining(self.model_dump(mode="json")))
+        return digest(determining(self.model_dump(mode="json")))
 
 
-def _digest(document: dict) -> str:
+def digest(document: dict[str, Any]) -> str:
+    """Of a document that JSON can hold: 12 hexadecimal digits."""
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -83,12 +83,13 @@ class Job:
 def code(task_path: Path) -> dict[str, str]:
     """Hashes of the modules and of the tasks that determine what is measured."""
     return {
-        "modules": _digest_files([PACKAGE / f"{name}.py" for name in MODULES]),
-        "tasks": _digest_files([path for path in task_path.rglob("*") if path.suffix in (".py", ".yaml")]),
+        "modules": digest_files([PACKAGE / f"{name}.py" for name in MODULES]),
+        "tasks": digest_files([path for path in task_path.rglob("*") if path.suffix in (".py", ".yaml")]),
     }
 
 
-def _digest_files(paths: list[Path]) -> str:
+def digest_files(paths: list[Path]) -> str:
+    """Of the files' names and contents."""
     digest = hashlib.sha256()
     for path in sorted(paths):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
