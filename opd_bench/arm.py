@@ -9,7 +9,7 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opd_bench import backends, continuations, evaluate, flops, lora, retention, store
 from opd_bench.bench import Bench
-from opd_bench.config import Config
+from opd_bench.config import Config, digest
 from opd_bench.engine import TorchEngine
 from opd_bench.errors import UserError
 from opd_bench.exposure import Recording
 from opd_bench.judge import Answer, Judge, Reader
 from opd_bench.judge_verifier import Verifier
 from opd_bench.ledger import Ledger
-from opd_bench.methods import Method
 from opd_bench.models import Pair, context, load_pairs
 from opd_bench.plan import TEACHER, Job
 from opd_bench.privilege import Privilege, grant, privilege_of, told
-from opd_bench.prompts import Corpus, Stream, encode_prompts
+from opd_bench.prompts import Corpus, MixedStream, Stream, encode_prompts
 from opd_bench.rollouts import Sampler, converted
+from opd_bench.sequences import Mix
+from opd_bench.stages import Recipe, peak_lr, stages_of
 from opd_bench.statistics import auroc
 from opd_bench.trace import Counter, worst_case
 from opd_bench.train import Progress, train
@@ -91,7 +92,8 @@ class Workshop:
         return evaluate.evaluate(model, self.pair.tokenizer, self.suite, batch_size=size, limit=limit, sampled=sampled, seed=seed)
 
     def engine(self, job: Job, student: PreTrainedModel, lr: float, corpus_folder: Path) -> TorchEngine:
-        stream, folder = Stream(self.encoded, job.seed), corpus_folder / f"seed-{job.seed}"
+        folder = corpus_folder / f"seed-{job.seed}"
+        stream, corpus = self.texts(job.seed, folder, ())
         if self.config.lora:
             student = lora.adapted(student, rank=self.config.lora.rank, alpha=self.config.lora.alpha, seed=job.seed)
         return TorchEngine(
@@ -101,7 +103,8 @@ class Workshop:
             eos=self.pair.eos,
             max_response=self.config.max_response,
             stream=stream,
-            corpus=Corpus(self.pair.teacher, stream, self.pair.eos, self.config.max_response, folder),
+            corpus=corpus,
+            mixed=partial(self.texts, job.seed, folder),
             judge_model=backends.judge_in(self.judge, corpus_folder.parent),
             reader=self.reader,
             lr=lr,
@@ -110,6 +113,12 @@ class Workshop:
             dtype=getattr(torch, self.config.dtype),
             privilege=privilege_of(self.pair.teacher),
         )
+
+    def texts(self, seed: int, folder: Path, mix: Mix) -> tuple[Stream | MixedStream, Corpus]:
+        """The seed's prompts in the proportions of ``mix``, and the teacher's text for them, which is kept in ``folder``."""
+        stream = MixedStream(self.encoded, seed, mix) if mix else Stream(self.encoded, seed)
+        kept = folder / f"mix-{digest(dict(mix))}" if mix else folder
+        return stream, Corpus(self.pair.teacher, stream, self.pair.eos, self.config.max_response, kept)
 
     def bench(self, engine: TorchEngine, limit: float) -> Bench:
         ledger = Ledger(limit, self.config.axis)
@@ -214,10 +223,10 @@ def _train(shop: Workshop, job: Job, out: Path, folder: Path, summary: dict, rep
     smaller = [budgets[share] for share in shop.config.budget.points]
     summary |= {"points": [], "seconds": {"branches": 0.0, "points": 0.0, "verification": 0.0}}
 
-    def start(limit: float) -> tuple[Method, Bench]:
+    def start(limit: float) -> tuple[Recipe, Bench]:
         torch.manual_seed(job.seed)
-        method, student = job.build(), copy.deepcopy(shop.pairs[job.start].student)
-        return method, shop.bench(shop.engine(job, student, method.config.lr, out / "corpus"), limit)
+        recipe, student = job.build(), copy.deepcopy(shop.pairs[job.start].student)
+        return recipe, shop.bench(shop.engine(job, student, peak_lr(recipe), out / "corpus"), limit)
 
     def on_step(progress: Progress) -> None:
         begun = time.perf_counter()
@@ -225,7 +234,7 @@ def _train(shop: Workshop, job: Job, out: Path, folder: Path, summary: dict, rep
         summary["seconds"]["verification"] += time.perf_counter() - begun
         report("training", progress.share)
 
-    def on_branch(_: Method, branch: Bench) -> None:
+    def on_branch(_: Recipe, branch: Bench) -> None:
         begun, share = time.perf_counter(), shop.config.budget.points[len(summary["points"])]
         report("training, scoring on the way", share)
         summary["points"].append({"share": share, "spent": _spent(branch)})
@@ -234,23 +243,24 @@ def _train(shop: Workshop, job: Job, out: Path, folder: Path, summary: dict, rep
         summary["seconds"]["branches"] += sum(charge.seconds for charge in own if charge.kind != "teacher_generate")  # sampled once for all
         summary["seconds"]["points"] += time.perf_counter() - begun
 
-    method, bench = start(budgets[1.0])
-    if method.own_schedule:
+    recipe, bench = start(budgets[1.0])
+    if recipe.own_schedule:
         for limit in smaller:
             other, own = start(limit)
             train(other, own, shop.counter, cooldown, lambda progress: None)
             on_branch(other, own)
         smaller = []
-    train(method, bench, shop.counter, cooldown, on_step, smaller, on_branch)
+    train(recipe, bench, shop.counter, cooldown, on_step, smaller, on_branch)
+    last = stages_of(recipe)[-1].method
     summary |= {
         "share_spent": bench.ledger.share,
-        "unit_share": worst_case(method, method.unit, shop.counter, axis=bench.ledger.axis).spent / budgets[1.0],
+        "unit_share": worst_case(last, last.unit, shop.counter, axis=bench.ledger.axis).spent / budgets[1.0],
         "spent": _spent(bench),
         "saw": bench.ledger.saw(),
         "mismatch": {**asdict(mismatch), "mean": mismatch.mean} if (mismatch := _engine(bench).mismatch).tokens else None,
         "judge": _judge(bench, steps),
         "prompts": bench.position,
-        "own_schedule": method.own_schedule,
+        "own_schedule": recipe.own_schedule,
     }
     store.write_jsonl(folder / "ledger.jsonl", (asdict(charge) for charge in bench.ledger.charges))
     store.write_jsonl(folder / "steps.jsonl", steps)

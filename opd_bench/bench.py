@@ -24,7 +24,7 @@ from opd_bench.errors import RunError
 from opd_bench.flops import FlopCount
 from opd_bench.ledger import VERIFIER, Ledger
 from opd_bench.losses import Loss
-from opd_bench.sequences import Prompts, Sequences
+from opd_bench.sequences import Mix, Prompts, Sequences
 
 WINDOW = 512  # teacher texts that are passed over together when a method asks for several epochs
 MOST = 65_536  # sequences a verb takes at once: more than any batch, few enough to be held in memory
@@ -77,6 +77,10 @@ class Engine(Protocol):
     def judge_kind(self) -> str: ...
     @property
     def judge_flops(self) -> FlopCount: ...
+    def enter(self, mix: Mix) -> None:
+        """From now on prompts, and teacher text for them, come from the stream of ``mix``."""
+        ...
+
     def prompts(self, start: int, count: int) -> Prompts: ...
     def extra_B(self, of: Prompts | Sequences) -> torch.Tensor:
         """Tokens that a privileged teacher reads beyond each prompt."""
@@ -101,7 +105,8 @@ class Bench:
     batch: int
     lr_scale: Callable[[], float] = lambda: 1.0
     seed: int = 0
-    position: int = 0  # how much of the seed's prompt stream is consumed
+    positions: dict[Mix, int] = field(default_factory=dict)  # how much is consumed of the seed's prompt stream of each mix
+    mix: Mix = ()
     losses: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -116,12 +121,25 @@ class Bench:
             engine=self.engine.fork(),
             ledger=replace(self.ledger, limit=limit, charges=[*self.ledger.charges]),
             losses=[*self.losses],
+            positions={**self.positions},
         )
         other._window, other._replay, other._shuffle = [*self._window], [*self._replay], copy.deepcopy(self._shuffle)
         return other
 
+    def enter(self, mix: Mix) -> None:
+        """Draw prompts from the stream of ``mix`` from now on; texts that were to be passed over again are not, if it is another."""
+        if mix != self.mix:
+            self.engine.enter(mix)
+            self.mix, self._window, self._replay = mix, [], []
+
+    @property
+    def position(self) -> int:
+        """How many prompts are consumed, of all streams together."""
+        return sum(self.positions.values())
+
     def _advance(self, count: int) -> int:
-        start, self.position = self.position, self.position + count
+        start = self.positions.get(self.mix, 0)
+        self.positions[self.mix] = start + count
         return start
 
     def prompts(self, count: int | None = None) -> Prompts:

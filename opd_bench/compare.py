@@ -32,6 +32,7 @@ from opd_bench.plan import Job, describe, jobs
 from opd_bench.preflight import examine, headroom, memory, named, pinned, sources
 from opd_bench.records import ArmRecord, CurvePoint, Run
 from opd_bench.resources import PACKAGE
+from opd_bench.stages import check_mix
 
 SOURCES = (".", "../baselines", "../tasks")  # seen from the package
 STALE = "Rollouts lie a round behind: written with the weights of the round before, charged like any other (staleness 1)."
@@ -81,6 +82,7 @@ def preflight(config: Config, planned: list[Job], workers: int, out: Path) -> di
     backends.check_sampler(config, shop.pair, prompts, shop.longest, workers)
     for job in {job.name: job for job in planned if job.method}.values():
         with step_errors(job):
+            check_mix(job.build(), sorted({source for source, _ in shop.encoded}))
             for limit in sorted(config.budgets.values(), reverse=True):
                 require_one_step(job.build(), shop.counter, limit, config.axis)
     signal = backends.check_teacher(config, shop.pair, prompts, shop.longest)

@@ -22,6 +22,7 @@ from opd_bench.hub import Source, cache_folder, locate
 from opd_bench.ledger import STUDENT_TOKENS, TEACHER_TOKENS, Axis, Dollars, Seconds, Tokens
 from opd_bench.methods import Method, describe, designs, label
 from opd_bench.resources import SIZES, TASKS, TIERS
+from opd_bench.stages import written
 from opd_bench.statistics import ROUNDING
 
 
@@ -400,7 +401,8 @@ def overlaid(base: dict, over: dict) -> dict:
     methods, below = over.get("methods"), base.get("methods")
     if isinstance(methods, dict):
         below = below if isinstance(below, dict) else {}
-        over = {**over, "methods": {name: _like(options, below) for name, options in methods.items()}}
+        methods = dict(_staged(name, options, below) or (name, _like(options, below)) for name, options in methods.items())
+        over = {**over, "methods": methods}
     merged = {**base}
     for key, value in over.items():
         old = base.get(key)
@@ -408,6 +410,16 @@ def overlaid(base: dict, over: dict) -> dict:
     if isinstance(methods, dict):
         merged["methods"] = {name: merged["methods"][name] or {} for name in methods}
     return merged
+
+
+def _staged(name: str, options: Any, below: dict) -> tuple[str, dict[str, Any]] | None:
+    """The label and the stages of a recipe of several, each with what ``below`` says of its method; None where there is one method."""
+    label_, options = written(name) or (name, options)
+    stages = options.get("stages") if isinstance(options, dict) else None
+    if not isinstance(stages, list):
+        return None
+    known = [{**(below.get(stage.get("method")) or {}), **stage} if isinstance(stage, dict) else stage for stage in stages]
+    return label_, {**options, "stages": known}
 
 
 def _like(options: Any, below: dict) -> Any:

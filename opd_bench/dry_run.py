@@ -13,8 +13,9 @@ from rich.table import Table
 
 from opd_bench import arm, compare
 from opd_bench.config import Config
-from opd_bench.methods import take_step
+from opd_bench.methods import Method, take_step
 from opd_bench.plan import Job, jobs
+from opd_bench.stages import stages_of
 from opd_bench.trace import full_batch, worst_case
 
 
@@ -31,14 +32,17 @@ def show_plan(config: Config, out: Path, workers: int, console: Console) -> None
     for heading in ("method", "seeds", "batch", "FLOPs of a step\n(worst case)", "of which", "training time\nper arm"):
         table.add_column(heading)
     total = 0.0
-    for job in {job.name: job for job in arms}.values():
-        method = job.build()
+    firsts = {job.name: job for job in arms}.values()
+    for job, stage in [(first, stage) for first in firsts for stage in stages_of(first.build())]:
+        method = stage.method
         worst = worst_case(method, full_batch(method), shop.counter)
-        seconds = _seconds_per_unit(shop, job) * config.limit * (1 + config.cooldown * sum(config.budget.points))  # with the branches
+        branches = 1 + config.cooldown * sum(config.budget.points)
+        seconds = _seconds_per_unit(shop, job, method) * stage.share * config.limit * branches
         total += seconds * config.seeds
         most = sum(worst.by_kind().values())
         shares = "\n".join(f"{kind} {flops / most:.0%}" for kind, flops in worst.by_kind().items())
-        table.add_row(job.name, str(config.seeds), str(method.config.batch), f"{most:.2e}", shares, f"about {seconds:.0f} s")
+        name = job.name if stage.share == 1 else f"{job.name}, {type(method).__name__} for {stage.share:.0%}"
+        table.add_row(name, str(config.seeds), str(method.config.batch), f"{most:.2e}", shares, f"about {seconds:.0f} s")
     console.print(table)
     if config.contrasts:
         console.print(f"Contrasts to be tested: {'; '.join(config.contrasts)}.", markup=False, highlight=False)
@@ -55,9 +59,8 @@ def show_plan(config: Config, out: Path, workers: int, console: Console) -> None
     console.print(f"Results would go to {out}.", markup=False, highlight=False, soft_wrap=True)
 
 
-def _seconds_per_unit(shop: arm.Workshop, job: Job) -> float:
+def _seconds_per_unit(shop: arm.Workshop, job: Job, method: Method) -> float:
     """Of the budget's axis."""
-    method = job.build()
     with tempfile.TemporaryDirectory() as folder:
         engine = shop.engine(job, copy.deepcopy(shop.pairs[job.start].student), method.config.lr, Path(folder) / "corpus")
         bench = shop.bench(engine, shop.config.limit)

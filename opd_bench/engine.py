@@ -32,8 +32,10 @@ from opd_bench.mismatch import Mismatch
 from opd_bench.privilege import Privilege
 from opd_bench.rollouts import Sampler, sample
 from opd_bench.scoring import Teacher, chunks, micro_batches, output_head, response_hidden
-from opd_bench.sequences import Prompts, Sequences
+from opd_bench.sequences import Mix, Prompts, Sequences
 
+Stream = Callable[[int, int], Prompts]
+Text = Callable[[Sequence[int]], tuple[Sequences, float]]
 CLIP = 1.0  # norm of the gradient
 NOISE = 1e-6  # a gradient of smaller norm is rounding of float32 (equal models: 2e-7), which AdamW would blow up to full steps
 
@@ -46,8 +48,8 @@ class TorchEngine:
     teacher: Teacher
     eos: int
     max_response: int
-    stream: Callable[[int, int], Prompts]
-    corpus: Callable[[Sequence[int]], tuple[Sequences, float]]
+    stream: Stream
+    corpus: Text
     judge_model: Judge
     lr: float
     seed: int
@@ -57,6 +59,7 @@ class TorchEngine:
     sampler: Sampler = sample
     privilege: Privilege | None = None  # the teacher's
     reader: Reader = field(default_factory=Reader)
+    mixed: Callable[[Mix], tuple[Stream, Text]] | None = field(default=None, repr=False)  # stream of a mix, its teacher text
     judged: list[tuple[list[Answer], Judgement]] = field(default_factory=list, repr=False)  # since somebody last took them
     updates: int = 0
     following: int = 0  # row of the stream where the next prompts are expected
@@ -80,6 +83,10 @@ class TorchEngine:
     @property
     def judge_flops(self) -> FlopCount:
         return self.judge_model.flops
+
+    def enter(self, mix: Mix) -> None:
+        assert self.mixed
+        self.stream, self.corpus = self.mixed(mix)
 
     def prompts(self, start: int, count: int) -> Prompts:
         self.following = start + count

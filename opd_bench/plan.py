@@ -11,9 +11,10 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from opd_bench import stages
 from opd_bench.config import Config, determining
 from opd_bench.errors import UserError
-from opd_bench.methods import Method, find, label
+from opd_bench.methods import label
 from opd_bench.models import weights_digest
 from opd_bench.resources import PACKAGE
 
@@ -46,6 +47,7 @@ MODULES = (
         "retention",
         "rollouts",
         "scoring",
+        "stages",
     ),
     *("sandbox", "sandbox_worker", "sequences", "teacher_cache", "teacher_server", "trace", "train", "vllm_sampler"),
     *("vllm_server", "vllm_server_sampler", "vllm_worker"),
@@ -75,9 +77,9 @@ class Job:
             return out / "arms" / self.name / f"seed-{self.seed}"
         return out / "arms" / (f"_{self.name}" if self.name == TEACHER else f"_{self.name}-{self.start}")
 
-    def build(self) -> Method:
+    def build(self) -> stages.Recipe:
         assert self.method
-        return find(self.method).build(dict(self.options))
+        return stages.build(self.method, dict(self.options))
 
 
 def code(task_path: Path) -> dict[str, str]:
@@ -115,7 +117,7 @@ def jobs(config: Config) -> list[Job]:
 
     def job(name: str, seed: int, method: str | None, options: dict) -> Job:
         start = seed % len(students)
-        source = find(method).digest if method else None
+        source = stages.digest(method, options) if method else None
         own = {"name": name, "seed": seed, "student": students[start], "options": options, "source": source}
         identity = json.dumps({**common, **own}, sort_keys=True, default=str)
         return Job(name, seed, start, method, tuple(sorted(options.items())), hashlib.sha256(identity.encode()).hexdigest()[:16])
@@ -128,7 +130,7 @@ def jobs(config: Config) -> list[Job]:
         method = options.pop("method", name)
         if any(other.name == label(name) for other in planned):
             raise UserError(f"two arms are called {label(name)!r}; rename one")
-        find(method).build(options)
+        stages.build(method, options)
         planned += [job(label(name), seed, method, options) for seed in seeds]
     return planned
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 
@@ -19,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from opd_bench import store
 from opd_bench.errors import UserError
 from opd_bench.rollouts import sample
-from opd_bench.sequences import Prompts, Sequences, concatenate
+from opd_bench.sequences import Mix, Prompts, Sequences, concatenate
 
 CHUNK = 256  # texts sampled together
 
@@ -48,6 +49,36 @@ class Stream:
         return max(len(ids) for _, ids in self.encoded)
 
 
+@dataclass(frozen=True)
+class MixedStream:
+    """The streams of some sources, laid into each other: of the first n prompts each has its weight's share, to within one or two."""
+
+    encoded: list[tuple[str, list[int]]]  # source, token ids
+    seed: int
+    mix: Mix
+    drawn: list[tuple[int, int]] = field(default_factory=list, repr=False)  # which stream, and its row
+    taken: list[int] = field(default_factory=list, repr=False)  # rows of each stream among them
+
+    @cached_property
+    def streams(self) -> list[Stream]:
+        return [Stream([(source, ids) for source, ids in self.encoded if source == name], self.seed) for name, _ in self.mix]
+
+    def __call__(self, start: int, count: int) -> Prompts:
+        parts = [self.streams[which](row, 1) for which, row in map(self._place, range(start, start + count))]
+        return Prompts([part.ids[0] for part in parts], [part.tasks[0] for part in parts])
+
+    def _place(self, place: int) -> tuple[int, int]:
+        if not self.taken:
+            self.taken[:] = [0] * len(self.mix)
+        total = sum(weight for _, weight in self.mix)
+        while len(self.drawn) <= place:
+            owed = [weight / total * (len(self.drawn) + 1) - count for (_, weight), count in zip(self.mix, self.taken, strict=True)]
+            which = owed.index(max(owed))
+            self.drawn.append((which, self.taken[which]))
+            self.taken[which] += 1
+        return self.drawn[place]
+
+
 def encode_prompts(pairs: list[tuple[str, str]], tokenizer: PreTrainedTokenizerBase, room: int) -> list[tuple[str, list[int]]]:
     """Token ids of ``(task, text)``. UserError where a prompt leaves less than the rollout's room in the context."""
     ids_of = tokenizer([text for _, text in pairs], add_special_tokens=False).input_ids
@@ -63,7 +94,7 @@ class Corpus:
     """The teacher's text to the rows of a stream: temperature 1, unfiltered, one text per prompt."""
 
     teacher: PreTrainedModel
-    stream: Stream
+    stream: Stream | MixedStream
     eos: int
     max_response: int
     folder: Path

@@ -11,6 +11,8 @@ import torch
 
 from opd_bench.errors import RunError
 
+Mix = tuple[tuple[str, float], ...]  # sources of prompts with their weights; (): all of them, as they are
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -83,14 +85,17 @@ class Sequences:
 
 
 def concatenate(parts: list[Sequences]) -> Sequences:
-    """The rows of ``parts`` one after the other."""
+    """The rows of ``parts`` one after the other: whose text it is, and which rows share a prompt, only where all say the same."""
     width = max(part.ids_BT.shape[1] for part in parts)
 
     def widen(tensor: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]))
 
+    groups, updates = {part.group for part in parts}, {part.updates for part in parts}
     return replace(
         parts[0],
+        group=parts[0].group if len(groups) == 1 else 1,
+        updates=parts[0].updates if len(updates) == 1 else None,
         ids_BT=torch.cat([widen(part.ids_BT) for part in parts]),
         prompt_B=torch.cat([part.prompt_B for part in parts]),
         length_B=torch.cat([part.length_B for part in parts]),

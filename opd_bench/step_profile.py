@@ -32,12 +32,15 @@ from opd_bench.bench import Judgement, Updated
 from opd_bench.clock import Heard
 from opd_bench.config import Config
 from opd_bench.engine import TorchEngine
+from opd_bench.errors import UserError
 from opd_bench.flops import FlopCount
 from opd_bench.judge_model import LocalJudge
 from opd_bench.losses import Loss
+from opd_bench.methods import Method
 from opd_bench.plan import Job, jobs
 from opd_bench.rollouts import ROWS
 from opd_bench.sequences import Prompts, Sequences
+from opd_bench.stages import Pipeline
 from opd_bench.trace import full_batch, worst_case
 from opd_bench.train import Progress, train
 
@@ -123,7 +126,7 @@ def profile(config: Config, method: str | None, steps: int, console: Console) ->
     """
     with console.status("loading models and tasks") as status, _threads(config.threads):
         job, shop = _chosen(config, method)
-        built = job.build()
+        built = _single(job)
         limit = float("inf")  # no budget cuts a step short
         with compare.step_errors(job):
             worst_case(built, full_batch(built), shop.counter)
@@ -209,7 +212,9 @@ def _chosen(config: Config, method: str | None) -> tuple[Job, arm.Workshop]:
     """The first arm of the method, and all it shares with others."""
     options = config.methods if method is None else {method: config.methods.get(method, {})}
     planned = jobs(config.model_copy(update={"methods": options, "contrasts": {}}))
-    arms = [job for job in planned if job.method and job.seed == config.first_seed]
+    arms = [job for job in planned if job.method and job.seed == config.first_seed and (method or "stages" not in dict(job.options))]
+    if not arms:
+        raise UserError("all methods of the configuration have stages; name one with --method")
     shop = arm.workshop(config.model_dump_json())
     return next((job for job in arms if method or _samples(job, shop)), arms[0]), shop
 
@@ -217,8 +222,16 @@ def _chosen(config: Config, method: str | None) -> tuple[Job, arm.Workshop]:
 def _samples(job: Job, shop: arm.Workshop) -> bool:
     """Whether a step samples from the student."""
     with compare.step_errors(job):
-        method = job.build()
+        method = _single(job)
         return "student_sample" in worst_case(method, full_batch(method), shop.counter).by_kind()
+
+
+def _single(job: Job) -> Method:
+    """UserError for a recipe of several stages."""
+    method = job.build()
+    if isinstance(method, Pipeline):
+        raise UserError(f"{job.name} has stages; profile the method of each by itself, with --method")
+    return method
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from opd_bench.judge import Judge
 from opd_bench.ledger import Axis, Ledger, OverBudgetError
 from opd_bench.losses import Loss
 from opd_bench.methods import Method, take_step
-from opd_bench.sequences import Prompts, Sequences
+from opd_bench.sequences import Mix, Prompts, Sequences
 
 FLOPS = Axis()
 
@@ -48,6 +48,9 @@ class Counter:
     @property
     def judge_flops(self) -> FlopCount:
         return self.judge_model.flops if self.judge_model else self.teacher_flops
+
+    def enter(self, mix: Mix) -> None:
+        """Prompts are as long as they get in any stream."""
 
     def prompts(self, start: int, count: int) -> Prompts:
         return Prompts([[0] * self.max_prompt] * count, [""] * count)

@@ -48,6 +48,8 @@ def trials_of(config: Config, trials: int) -> dict[str, list[Settings]]:
     """The options of every trial, by the name a method has in the recipe."""
     found = {}
     for name, options in config.methods.items():
+        if "stages" in options:
+            raise UserError(f"{name} has stages; tune the method of each by itself and write what is found into the stages")
         named = {"method": name, **options}
         found[label(name)] = [{**named, **chosen} for chosen in drawn(label(name), named["method"], trials)]
     return found

@@ -16,10 +16,10 @@ from opd_bench.plan import jobs
 from opd_bench.statistics import seeds_needed
 
 CELLS = {
-    "teacher_fkl": {"prefixes": "teacher", "divergence": "forward_kl"},
-    "teacher_rkl": {"prefixes": "teacher", "divergence": "reverse_kl"},
-    "student_fkl": {"prefixes": "student", "divergence": "forward_kl"},
-    "student_rkl": {"prefixes": "student", "divergence": "reverse_kl"},
+    "teacher_fkl": {"on_policy": 0, "divergence": "forward_kl"},
+    "teacher_rkl": {"on_policy": 0, "divergence": "reverse_kl"},
+    "student_fkl": {"on_policy": 1, "divergence": "forward_kl"},
+    "student_rkl": {"on_policy": 1, "divergence": "reverse_kl"},
 }
 
 
