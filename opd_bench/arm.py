@@ -20,12 +20,12 @@ from opd_bench import backends, continuations, evaluate, flops, lora, retention,
 from opd_bench.bench import Bench
 from opd_bench.config import Config, digest
 from opd_bench.engine import TorchEngine
-from opd_bench.errors import UserError
+from opd_bench.errors import UserError, did_you_mean
 from opd_bench.exposure import Recording
 from opd_bench.judge import Answer, Judge, Reader
 from opd_bench.judge_verifier import Verifier
 from opd_bench.ledger import Ledger
-from opd_bench.models import Pair, context, load_pairs
+from opd_bench.models import Pair, context, load_pairs, load_specialist
 from opd_bench.plan import TEACHER, Job
 from opd_bench.privilege import Privilege, grant, privilege_of, told
 from opd_bench.prompts import Corpus, MixedStream, Stream, encode_prompts
@@ -33,6 +33,7 @@ from opd_bench.rollouts import Sampler, converted
 from opd_bench.sequences import Mix
 from opd_bench.stages import Recipe, peak_lr, stages_of
 from opd_bench.statistics import auroc
+from opd_bench.teachers import Teachers
 from opd_bench.trace import Counter, worst_case
 from opd_bench.train import Progress, train
 
@@ -45,6 +46,7 @@ class Workshop:
 
     config: Config
     pairs: list[Pair]  # a cold start each; teacher and tokenizer are the same in all
+    teachers: Teachers
     suite: evaluate.TaskSuite
     judge: Judge
     verifier: Verifier
@@ -72,24 +74,33 @@ class Workshop:
         dtype = getattr(torch, self.config.dtype)
         return model if model.dtype == dtype else converted(model, dtype)
 
-    def record(self, model: PreTrainedModel, seed: int, corpus_folder: Path, *, full: bool, continued: int) -> Recording:
-        """``model`` beside the teacher on the first evaluation prompts of every task, the same for all arms."""
-        return continuations.record(
-            model,
-            self.pair.teacher,
-            self.pair.tokenizer,
-            self.suite,
-            count=self.config.exposure.prompts,
-            max_response=self.config.max_response,
-            seed=seed,
-            kept=corpus_folder / f"seed-{seed}" / "exposure",
-            full=full,
-            continued=continued,
-        )
+    def record(self, models: Teachers, seed: int, corpus_folder: Path, *, full: bool, continued: int) -> Recording:
+        """``models`` beside each task's teacher on the first evaluation prompts of every task, the same for all arms."""
+        count, kept = self.config.exposure.prompts, corpus_folder / f"seed-{seed}" / "exposure"
+        asked = [task for task, _ in self.suite.first_docs(count)]
+        parts = [
+            (
+                continuations.record(
+                    models.of(asked[rows[0]]),
+                    teacher,
+                    self.pair.tokenizer,
+                    replace(self.suite, tasks={asked[row]: self.suite.tasks[asked[row]] for row in rows}),
+                    count=count,
+                    max_response=self.config.max_response,
+                    seed=seed,
+                    kept=kept / str(number) if number else kept,
+                    full=full,
+                    continued=continued,
+                ),
+                rows,
+            )
+            for number, (teacher, rows) in enumerate(self.teachers.groups(asked))
+        ]
+        return continuations.joined(parts)
 
-    def items(self, model: PreTrainedModel, *, limit: int | None, sampled: bool = False, seed: int = 0) -> list[evaluate.Item]:
+    def items(self, models: Teachers, *, limit: int | None, sampled: bool = False, seed: int = 0) -> list[evaluate.Item]:
         size = self.config.evaluation.batch_size
-        return evaluate.evaluate(model, self.pair.tokenizer, self.suite, batch_size=size, limit=limit, sampled=sampled, seed=seed)
+        return evaluate.evaluate_each(models, self.pair.tokenizer, self.suite, batch_size=size, limit=limit, sampled=sampled, seed=seed)
 
     def engine(self, job: Job, student: PreTrainedModel, lr: float, corpus_folder: Path) -> TorchEngine:
         folder = corpus_folder / f"seed-{job.seed}"
@@ -98,7 +109,7 @@ class Workshop:
             student = lora.adapted(student, rank=self.config.lora.rank, alpha=self.config.lora.alpha, seed=job.seed)
         return TorchEngine(
             student=student,
-            teacher=backends.teacher_of(self.config, self.pair, self.longest, folder),
+            teacher=backends.teacher_of(self.config, self.pair, self.teachers, self.longest, folder),
             sampler=backends.paced(self.config, self.sampler, student),
             eos=self.pair.eos,
             max_response=self.config.max_response,
@@ -118,7 +129,7 @@ class Workshop:
         """The seed's prompts in the proportions of ``mix``, and the teacher's text for them, which is kept in ``folder``."""
         stream = MixedStream(self.encoded, seed, mix) if mix else Stream(self.encoded, seed)
         kept = folder / f"mix-{digest(dict(mix))}" if mix else folder
-        return stream, Corpus(self.pair.teacher, stream, self.pair.eos, self.config.max_response, kept)
+        return stream, Corpus(self.teachers, stream, self.pair.eos, self.config.max_response, kept)
 
     def bench(self, engine: TorchEngine, limit: float) -> Bench:
         ledger = Ledger(limit, self.config.axis)
@@ -161,7 +172,23 @@ def workshop(config_json: str) -> Workshop:
         said = f"the judge may need {longest} tokens and its context is {judge.context}"
         raise UserError(f"{said}; lower max_response{' or judge.max_check' * (config.judge.by == 'check')}")
     reader = Reader(pair.tokenizer, {tuple(ids): text for (_, ids), (_, text) in zip(encoded, asked, strict=True)})
-    return Workshop(config, pairs, suite, judge, verifier, reader, encoded, counter)
+    return Workshop(config, pairs, _teachers(config, pair, suite, encoded), suite, judge, verifier, reader, encoded, counter)
+
+
+def _teachers(config: Config, pair: Pair, suite: evaluate.TaskSuite, encoded: list[tuple[str, list[int]]]) -> Teachers:
+    """The teacher, and specialists by task and source of prompts. UserError for one that nothing would go to."""
+    models: dict[str, PreTrainedModel] = {}
+    routed: dict[str, PreTrainedModel] = {}
+    known = {*suite.tasks, *(source for source, _ in encoded)}
+    for name, model in sorted(config.teachers.items(), key=lambda pair: pair[0] not in suite.groups.values()):  # groups first
+        own = [task for task, group in suite.groups.items() if group == name] or [name]
+        if unknown := next((task for task in own if task not in known), None):
+            near = did_you_mean(unknown, [*evaluate.GROUPS, *known])
+            raise UserError(f"teachers: there is no group, task or source of prompts {unknown!r}{near}")
+        location = config.location(model)
+        models[location] = models.get(location) or load_specialist(location, pair, remote_code=config.trust_remote_code)
+        routed |= dict.fromkeys(own, models[location])
+    return Teachers(pair.teacher, routed, {tuple(ids): source for source, ids in encoded} if routed else {})
 
 
 def _privilege(suite: evaluate.TaskSuite, tokenizer: PreTrainedTokenizerBase, template: str, room: int) -> Privilege:
@@ -198,17 +225,16 @@ def run(config: Config, job: Job, out: Path, report: Report) -> None:
         start = time.perf_counter()
         summary = {"run_id": job.run_id, "name": job.name, "seed": job.seed, "seconds": {}}
         if job.method is None:
-            model = shop.pair.teacher if job.name == TEACHER else shop.pairs[job.start].student
+            models = shop.teachers if job.name == TEACHER else Teachers(shop.measured(shop.pairs[job.start].student))
         else:
-            model = _train(shop, job, out, folder, summary, report)
-        model = shop.measured(model)
+            models = Teachers(shop.measured(_train(shop, job, out, folder, summary, report)))
         apart = (summary["seconds"].get(stage, 0.0) for stage in ("points", "verification"))
         summary["seconds"]["train"] = time.perf_counter() - start - sum(apart)  # with branches
-        rows, seconds = _measure(shop, job, model, out, folder, ("greedy", "sampled"), report)
+        rows, seconds = _measure(shop, job, models, out, folder, ("greedy", "sampled"), report)
         summary["seconds"] |= seconds
-        if shop.config.retention.prompts and (job.method or job.name == TEACHER):
+        if shop.config.retention.prompts and (job.method or job.name == TEACHER) and not models.routed:
             report("measuring retention", 0.8)
-            summary["retention"] = _retention(shop, job, model, out)
+            summary["retention"] = _retention(shop, job, models.default, out)
         if "judge" in summary.get("saw", []):
             report("auditing the judge", 0.9)
             summary["judge_auroc"] = _audit(shop, rows, backends.judge_in(shop.judge, out), folder)
@@ -238,7 +264,7 @@ def _train(shop: Workshop, job: Job, out: Path, folder: Path, summary: dict, rep
         begun, share = time.perf_counter(), shop.config.budget.points[len(summary["points"])]
         report("training, scoring on the way", share)
         summary["points"].append({"share": share, "spent": _spent(branch)})
-        _measure(shop, job, shop.measured(_student(branch)), out, store.point_folder(folder, share), ("greedy",))
+        _measure(shop, job, Teachers(shop.measured(_student(branch))), out, store.point_folder(folder, share), ("greedy",))
         own = (charge for charge in branch.ledger.charges if charge.step > bench.ledger.step)
         summary["seconds"]["branches"] += sum(charge.seconds for charge in own if charge.kind != "teacher_generate")  # sampled once for all
         summary["seconds"]["points"] += time.perf_counter() - begun
@@ -284,20 +310,20 @@ def _spent(bench: Bench) -> dict[str, dict]:
 
 
 def _measure(
-    shop: Workshop, job: Job, model: PreTrainedModel, out: Path, folder: Path, decodings: tuple[str, ...], report: Report = lambda *_: None
+    shop: Workshop, job: Job, models: Teachers, out: Path, folder: Path, decodings: tuple[str, ...], report: Report = lambda *_: None
 ) -> tuple[list[dict], dict[str, float]]:
-    """Leave the item table and the recording of ``model`` in ``folder``; the rows, and the seconds it took by stage."""
+    """Leave the item table and the recording of ``models`` in ``folder``; the rows, and the seconds it took by stage."""
     settings, begun, rows = shop.config.evaluation, time.perf_counter(), []
     for place, decoding in enumerate(decodings):
         report(f"evaluating ({decoding})", place / 3)
-        items = shop.items(model, limit=settings.limit, sampled=decoding == "sampled", seed=job.seed)
+        items = shop.items(models, limit=settings.limit, sampled=decoding == "sampled", seed=job.seed)
         rows += [{"decoding": decoding, **asdict(item)} for item in items]
     store.write_jsonl(folder / "items.jsonl", rows)
     evaluated = time.perf_counter()
     report("measuring exposure bias", 2 / 3)
     whole = len(decodings) > 1
     continued = shop.config.exposure.continued if whole and (job.method or job.name != TEACHER) else 0  # the teacher stands beside itself
-    store.save_recording(folder / "recording.npz", shop.record(model, job.seed, out / "corpus", full=whole, continued=continued))
+    store.save_recording(folder / "recording.npz", shop.record(models, job.seed, out / "corpus", full=whole, continued=continued))
     return rows, {"evaluation": evaluated - begun, "exposure": time.perf_counter() - evaluated}
 
 

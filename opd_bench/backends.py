@@ -26,6 +26,7 @@ from opd_bench.scoring import FOREIGN, ModelTeacher, Teacher, signal_error
 from opd_bench.sequences import Prompts
 from opd_bench.teacher_cache import CachedTeacher
 from opd_bench.teacher_server import PROBE, ServerTeacher
+from opd_bench.teachers import Teachers
 from opd_bench.vllm_sampler import VLLMSampler, library
 from opd_bench.vllm_server_sampler import VLLMServerSampler
 
@@ -68,11 +69,11 @@ def _few(prompts: list[list[int]]) -> Prompts:
     return Prompts(prompts[:PROBED], [""] * len(prompts[:PROBED]))
 
 
-def teacher_of(config: Config, pair: Pair, longest: int, kept: Path) -> Teacher:
+def teacher_of(config: Config, pair: Pair, teachers: Teachers, longest: int, kept: Path) -> Teacher:
     """Whoever gives the teacher's distributions; a cache lies in the folder ``kept``."""
     exact, scoring = ModelTeacher(pair.teacher), config.scoring
     if scoring.by == "model":
-        return exact
+        return teachers
     if scoring.top >= pair.teacher.config.vocab_size:
         raise UserError(f"scoring.top is {scoring.top} and there are {pair.teacher.config.vocab_size} tokens; some must be left")
     if scoring.by == "cache":
@@ -90,7 +91,7 @@ def check_teacher(config: Config, pair: Pair, prompts: list[list[int]], longest:
     if config.scoring.by == "model":
         return None
     with tempfile.TemporaryDirectory() as kept:
-        teacher = teacher_of(config, pair, longest, Path(kept))
+        teacher = teacher_of(config, pair, Teachers(pair.teacher), longest, Path(kept))
         if isinstance(teacher, ServerTeacher):
             teacher.check()
         texts = sample(pair.teacher, _few(prompts), max_response=config.max_response, eos=pair.eos, generator=None)

@@ -77,7 +77,7 @@ def preflight(config: Config, planned: list[Job], workers: int, out: Path) -> di
     shop = arm.workshop(config.model_dump_json())
     checked = examine(config, shop.pair, shop.longest)
     evaluate.consent(shop.suite)
-    room = headroom(shop.pair, shop.suite, config.evaluation.batch_size)
+    room = headroom(shop.pair, shop.teachers, shop.suite, config.evaluation.batch_size)
     prompts = [ids for _, ids in shop.encoded]
     backends.check_sampler(config, shop.pair, prompts, shop.longest, workers)
     for job in {job.name: job for job in planned if job.method}.values():

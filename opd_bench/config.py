@@ -222,6 +222,9 @@ class Config(_Part):
     students: list[str] = Field(min_length=1, description="cold starts of one architecture; seed k begins from the (k mod their number)-th")
     teacher: str
     tasks: Tasks
+    teachers: dict[str, str] = Field(
+        {}, description="specialists in the place of the teacher, by group (stem, coding), task, or source of prompts"
+    )
     privileged: str | None = Field(
         None,
         description="what the teacher is shown in place of a question: text with {prompt} and columns of its document, {solution}",
@@ -269,6 +272,8 @@ class Config(_Part):
     def _private(self) -> Self:
         if self.privileged is not None and (self.scoring.by == "server" or "{prompt}" not in self.privileged):
             raise ValueError("privileged needs {prompt} in its text, and a teacher in this process (scoring.by: model or cache)")
+        if self.teachers and (self.privileged is not None or self.scoring.by != "model"):
+            raise ValueError("several teachers need scoring.by: model and no privilege: leave out scoring and privileged, or teachers")
         return self
 
     @model_validator(mode="after")
@@ -303,6 +308,11 @@ class Config(_Part):
     def budgets(self) -> dict[float, float]:
         """Budgets by share of the limit: the points, then the limit itself."""
         return {share: share * self.limit for share in (*self.budget.points, 1.0)}
+
+    @property
+    def models(self) -> list[str]:
+        """All students and teachers, each once."""
+        return list(dict.fromkeys((*self.students, self.teacher, *self.teachers.values())))
 
     @property
     def task_path(self) -> Path:

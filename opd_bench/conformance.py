@@ -37,6 +37,7 @@ from opd_bench.ledger import Ledger, OverBudgetError
 from opd_bench.methods import Method, Source, find, shipped
 from opd_bench.prompts import Corpus, Stream
 from opd_bench.scoring import ModelTeacher
+from opd_bench.teachers import Teachers
 from opd_bench.trace import Counter, full_batch, worst_case
 from opd_bench.train import Progress, train
 from opd_bench.watch import Watch, Watched, foreign_imports
@@ -174,7 +175,7 @@ def bench_of(method: Method, seed: int, folder: Path) -> tuple[Bench, Counter]:
     draw = random.Random("prompts")
     encoded = [("task", [draw.randrange(2, VOCABULARY) for _ in range(draw.randint(2, 5))]) for _ in range(100)]
     student, teacher, stream = llama(1, layers=1), llama(2, layers=2), Stream(encoded, seed)
-    corpus = Corpus(teacher, stream, EOS, RESPONSE, folder / f"seed-{seed}")
+    corpus = Corpus(Teachers(teacher), stream, EOS, RESPONSE, folder / f"seed-{seed}")
     judge = CheckJudge(teacher, QUESTION, YES, NO, EOS, max_check=CHECK)
     engine = TorchEngine(student, ModelTeacher(teacher), EOS, RESPONSE, stream, corpus, judge, method.config.lr, seed)
     counts = flop_count(student.config), flop_count(teacher.config)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opd_bench import procedural, store
 from opd_bench.evaluate import TaskSuite, unique_solution
-from opd_bench.exposure import FRACTIONS, INJECTIONS, Array, Recording
+from opd_bench.exposure import FRACTIONS, INJECTIONS, Array, Divergences, Recording
 from opd_bench.measure import Rollouts, along
 from opd_bench.models import context, eos_id
 from opd_bench.prompts import encode_prompts
@@ -65,6 +65,30 @@ def record(
     rows = [row for row, task in enumerate(prompts.tasks) if continued is None or row - prompts.tasks.index(task) < continued]
     found = Continuations(tokenizer, suite, [chosen[row][1] for row in rows]).record(rollouts[rows], kept) if rows else {}
     return Recording(values, {kind: _spread(score_M, rows, len(prompts)) for kind, score_M in found.items()}, temperature)
+
+
+def joined(parts: Sequence[tuple[Recording, Sequence[int]]]) -> Recording:
+    """One recording of prompts that were recorded apart, beside teachers of their own, each with the places of its prompts.
+
+    τ of "matched" is the mean over prompts.
+    """
+    if len(parts) == 1:
+        return parts[0][0]
+    places = np.concatenate([rows for _, rows in parts])
+    found = [part for part, _ in parts]
+
+    def side(name: str, of: str) -> Any:
+        return np.concatenate([getattr(recording.along[name], of) for recording in found])[places.argsort()]
+
+    along = {name: Divergences(*(side(name, of.name) for of in fields(Divergences))) for name in found[0].along}
+    missing = [np.full(len(rows), np.nan) for _, rows in parts]
+    kinds = dict.fromkeys(kind for of in found for kind in of.continued)
+    continued = {
+        kind: np.concatenate([of.continued.get(kind, none_N) for of, none_N in zip(found, missing, strict=True)])[places.argsort()]
+        for kind in kinds
+    }
+    known = [(of.temperature, len(rows)) for of, rows in parts if of.temperature is not None]
+    return Recording(along, continued, float(np.average([of for of, _ in known], weights=[count for _, count in known])) if known else None)
 
 
 def _spread(score_M: Array, rows: list[int], count: int) -> Array:

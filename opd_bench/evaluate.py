@@ -17,7 +17,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
@@ -41,6 +41,7 @@ from opd_bench.errors import UserError, did_you_mean
 from opd_bench.models import chat_text
 from opd_bench.rollouts import sample
 from opd_bench.sequences import Prompts
+from opd_bench.teachers import Teachers
 
 GROUPS = ("stem", "coding")
 HELD_OUT = "held_out"  # the group of tasks that count for no score and have nothing to train on
@@ -259,6 +260,15 @@ def evaluate(
         )
     samples = cast(dict[str, Any], results)["samples"]
     return [item for name, rows in samples.items() for item in first_metric(suite.tasks[name], name, rows)]
+
+
+def evaluate_each(teachers: Teachers, tokenizer: PreTrainedTokenizerBase, suite: TaskSuite, **settings: Any) -> list[Item]:
+    """`evaluate` of every task's own teacher."""
+    items, names = [], list(suite.tasks)
+    for model, places in teachers.groups(names):
+        own = replace(suite, tasks={names[place]: suite.tasks[names[place]] for place in places})
+        items += evaluate(model, tokenizer, own, **settings)
+    return items
 
 
 def scores(items: list[Item], suite: TaskSuite) -> dict[str, float]:

@@ -117,6 +117,15 @@ def load_pairs(students: list[str], teacher: str, dtype: torch.dtype = torch.flo
     return pairs
 
 
+def load_specialist(location: str, pair: Pair, *, remote_code: bool = False) -> PreTrainedModel:
+    """Another teacher for some of the prompts. UserError unless tokenizer and shape are those of the pair's own teacher."""
+    agree(pair.tokenizer, other := load_tokenizer(location, remote_code=remote_code))
+    model = fitting(load_model(location, pair.teacher.dtype, remote_code=remote_code), other, "teacher")
+    if [weight.shape for weight in model.parameters()] != [weight.shape for weight in pair.teacher.parameters()]:
+        raise UserError(f"{location} has another shape than the other teacher; teachers of several tasks must be specialists of one base")
+    return model
+
+
 def agree(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """The student's tokenizer, if it says what the teacher's does; else UserError."""
     if tokenizer.get_vocab() != other.get_vocab():

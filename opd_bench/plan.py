@@ -49,7 +49,7 @@ MODULES = (
         "scoring",
         "stages",
     ),
-    *("sandbox", "sandbox_worker", "sequences", "teacher_cache", "teacher_server", "trace", "train", "vllm_sampler"),
+    *("sandbox", "sandbox_worker", "sequences", "teacher_cache", "teacher_server", "teachers", "trace", "train", "vllm_sampler"),
     *("vllm_server", "vllm_server_sampler", "vllm_worker"),
 )
 TEACHER, COLD_START = "teacher", "cold_start"
@@ -110,6 +110,7 @@ def jobs(config: Config) -> list[Job]:
             config.model_dump(exclude={"tier", "seeds", "first_seed", "methods", "students", "gates", "contrasts", "notes"})
         ),
         "teacher": weights_digest(config.location(config.teacher)),
+        **({"teachers": {of: weights_digest(config.location(name)) for of, name in config.teachers.items()}} if config.teachers else {}),
         **code(config.task_path),
     }
 

@@ -23,11 +23,12 @@ from transformers import AutoConfig, PreTrainedModel
 from opd_bench import store
 from opd_bench.config import Config
 from opd_bench.errors import UserError
-from opd_bench.evaluate import TaskSuite, evaluate, scores
+from opd_bench.evaluate import TaskSuite, evaluate_each, scores
 from opd_bench.flops import flop_count
 from opd_bench.hub import SOURCE_FILE
 from opd_bench.models import Pair, context, token_count
 from opd_bench.scoring import output_head
+from opd_bench.teachers import Teachers
 
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -47,7 +48,7 @@ class Checked:
 def sources(config: Config) -> dict[str, dict[str, Any]]:
     """Of every model of the configuration: the name that stands for this very version, and what a pulled one says of itself."""
     found = {}
-    for name in dict.fromkeys((*config.students, config.teacher)):
+    for name in config.models:
         source = config.source(name)
         path = source.folder / SOURCE_FILE
         found[name] = {"version": source.pinned, **({"source": store.read_json(path)} if path.is_file() else {})}
@@ -61,13 +62,18 @@ def named(config: Config, found: Mapping[str, dict[str, Any]]) -> dict[str, list
         of = found[name]
         return f"{of['version']} ({of['source']['name']}, {of['source']['weights']})" if "source" in of else of["version"]
 
-    return {"student": list(map(words, config.students)), "teacher": [words(config.teacher)]}
+    return {
+        "student": list(map(words, config.students)),
+        "teacher": list(map(words, dict.fromkeys((config.teacher, *config.teachers.values())))),
+    }
 
 
 def pinned(config: Config) -> Config:
     """``config`` with the versions of hub models that it stands for now: what workers are given, so that all train on one."""
     names = {name: of["version"] for name, of in sources(config).items()}
-    return config.model_copy(update={"students": [names[name] for name in config.students], "teacher": names[config.teacher]})
+    teachers = {of: names[name] for of, name in config.teachers.items()}
+    students = [names[name] for name in config.students]
+    return config.model_copy(update={"students": students, "teacher": names[config.teacher], "teachers": teachers})
 
 
 def examine(config: Config, pair: Pair, longest: int) -> Checked:
@@ -106,12 +112,12 @@ def _ends(model: PreTrainedModel) -> Iterator[tuple[str, list[int]]]:
             yield where, said if isinstance(said, list) else [said]
 
 
-def headroom(pair: Pair, suite: TaskSuite, batch_size: int) -> Checked:
+def headroom(pair: Pair, teachers: Teachers, suite: TaskSuite, batch_size: int) -> Checked:
     """What teacher and student score, greedily, on a few items of each task that counts; a warning where the teacher is hardly ahead."""
     few = replace(suite, tasks=suite.scored)
     teacher, student = (
-        scores(evaluate(model, pair.tokenizer, few, limit=FEW, batch_size=batch_size), few)["score"]
-        for model in (pair.teacher, pair.student)
+        scores(evaluate_each(own, pair.tokenizer, few, limit=FEW, batch_size=batch_size), few)["score"]
+        for own in (teachers, Teachers(pair.student))
     )
     said = f"on {FEW} items a task the teacher scores {teacher:.2f} and the first cold start {student:.2f}"
     if teacher - student >= LEAST_ROOM:
@@ -137,7 +143,7 @@ def memory(config: Config, workers: int, free: int | None = None) -> str:
     """
     code = config.trust_remote_code
     folder = config.location(config.students[0])
-    student, teacher = parameters(folder), parameters(config.location(config.teacher))
+    student, teacher = parameters(folder), (1 + len({*config.teachers.values()})) * parameters(config.location(config.teacher))
     trained = student
     if config.lora:
         said = AutoConfig.from_pretrained(folder, trust_remote_code=code)

@@ -15,12 +15,12 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from opd_bench import store
 from opd_bench.errors import UserError
-from opd_bench.rollouts import sample
 from opd_bench.sequences import Mix, Prompts, Sequences, concatenate
+from opd_bench.teachers import Teachers
 
 CHUNK = 256  # texts sampled together
 
@@ -91,9 +91,9 @@ def encode_prompts(pairs: list[tuple[str, str]], tokenizer: PreTrainedTokenizerB
 
 @dataclass
 class Corpus:
-    """The teacher's text to the rows of a stream: temperature 1, unfiltered, one text per prompt."""
+    """The teachers' text to the rows of a stream: temperature 1, unfiltered, one text per prompt."""
 
-    teacher: PreTrainedModel
+    teachers: Teachers
     stream: Stream | MixedStream
     eos: int
     max_response: int
@@ -117,7 +117,7 @@ class Corpus:
                 start = perf_counter()
                 generator = torch.Generator().manual_seed(1_000_003 * (self.stream.seed + 1) + index)
                 prompts = self.stream(index * CHUNK, CHUNK)
-                texts = sample(self.teacher, prompts, max_response=self.max_response, eos=self.eos, generator=generator)
+                texts = self.teachers.write(prompts, max_response=self.max_response, eos=self.eos, generator=generator)
                 found = texts, perf_counter() - start
                 store.save_sequences(path, *found)
             self.held[index] = found

@@ -24,6 +24,7 @@ from opd_bench.ledger import Ledger
 from opd_bench.methods import find
 from opd_bench.prompts import Corpus, Stream
 from opd_bench.scoring import ModelTeacher
+from opd_bench.teachers import Teachers
 from opd_bench.trace import Counter
 
 torch.set_num_threads(1)  # the tests themselves run side by side
@@ -109,7 +110,7 @@ def rig(tmp_path: Path) -> Callable[..., Rig]:
             eos=EOS,
             max_response=RESPONSE,
             stream=stream,
-            corpus=Corpus(teacher, stream, EOS, RESPONSE, tmp_path / f"seed-{seed}"),
+            corpus=Corpus(Teachers(teacher), stream, EOS, RESPONSE, tmp_path / f"seed-{seed}"),
             judge_model=CheckJudge(teacher, [2, 3], YES, NO, EOS, max_check=3),
             lr=lr,
             seed=seed,

@@ -30,6 +30,7 @@ ORDER = (
         "teacher_server",
         "decoder",
         "rollouts",
+        "teachers",
         "vllm_worker",
         "vllm_sampler",
         "vllm_server_sampler",

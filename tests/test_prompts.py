@@ -9,6 +9,7 @@ from conftest import EOS, tiny_llama
 from opd_bench import prompts as prompts_module
 from opd_bench.errors import UserError
 from opd_bench.prompts import Corpus, Stream, encode_prompts
+from opd_bench.teachers import Teachers
 
 ENCODED = [("task", [2 + row, 3]) for row in range(7)]
 
@@ -41,7 +42,7 @@ def test_teacher_text_is_sampled_once_and_is_the_same_however_it_is_read(tmp_pat
     teacher, stream = tiny_llama(2), Stream(ENCODED, seed=0)
 
     def corpus(folder: str) -> Corpus:
-        return Corpus(teacher, stream, EOS, 6, tmp_path / folder)
+        return Corpus(Teachers(teacher), stream, EOS, 6, tmp_path / folder)
 
     texts, seconds = corpus("one")(range(10))
     assert seconds > 0
@@ -57,5 +58,5 @@ def test_teacher_text_is_sampled_once_and_is_the_same_however_it_is_read(tmp_pat
 
 def test_seeds_have_their_own_teacher_text(tmp_path, monkeypatch):
     monkeypatch.setattr(prompts_module, "CHUNK", 4)
-    one, other = (Corpus(tiny_llama(2), Stream(ENCODED[:1], seed), EOS, 6, tmp_path / str(seed))(range(4))[0] for seed in (0, 1))
+    one, other = (Corpus(Teachers(tiny_llama(2)), Stream(ENCODED[:1], seed), EOS, 6, tmp_path / str(seed))(range(4))[0] for seed in (0, 1))
     assert [one.response(row) for row in range(4)] != [other.response(row) for row in range(4)]

@@ -150,7 +150,7 @@ def test_stages_of_a_mix_train_on_its_prompts_alone_and_one_met_again_goes_on(ri
 
     def mixed(mix):
         stream = MixedStream(SOURCES, 0, mix) if mix else built.stream
-        return stream, Corpus(engine.corpus.teacher, stream, engine.eos, engine.max_response, tmp_path / str(mix))
+        return stream, Corpus(engine.corpus.teachers, stream, engine.eos, engine.max_response, tmp_path / str(mix))
 
     engine.mixed = mixed
     met = []

@@ -1,0 +1,97 @@
+"""Several teachers: each writes and scores the prompts of its own tasks, and nobody else's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import EOS, RESPONSE, tiny_llama
+from test_compare import SMALL, in_this_process, run
+
+from opd_bench import store
+from opd_bench.config import load
+from opd_bench.continuations import joined
+from opd_bench.errors import UserError
+from opd_bench.exposure import Divergences, Recording
+from opd_bench.rollouts import sample
+from opd_bench.scoring import ModelTeacher
+from opd_bench.sequences import Prompts
+from opd_bench.teachers import Teachers
+
+PROMPTS = Prompts([[2, 3], [4, 5, 6], [7, 8], [3, 9], [5, 5, 5, 5]], ["sums", "code", "sums", "code", "other"])
+
+
+@pytest.fixture
+def two() -> tuple[Teachers, dict[str, object]]:
+    one, coder = tiny_llama(2), tiny_llama(5)
+    tasks = {tuple(ids): task for ids, task in zip(PROMPTS.ids, PROMPTS.tasks, strict=True)}
+    return Teachers(one, {"code": coder}, tasks), {"sums": one, "code": coder, "other": one}
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def test_one_teacher_writes_as_it_would_by_itself():
+    alone = sample(tiny_llama(2), PROMPTS, max_response=RESPONSE, eos=EOS, generator=generator())
+    texts = Teachers(tiny_llama(2)).write(PROMPTS, max_response=RESPONSE, eos=EOS, generator=generator())
+    assert torch.equal(texts.ids_BT, alone.ids_BT)
+
+
+def test_texts_come_in_the_order_of_their_prompts_each_by_its_own_teacher(two):
+    teachers, by_task = two
+    texts = teachers.write(PROMPTS, max_response=RESPONSE, eos=EOS, generator=generator())
+    for row, (ids, task) in enumerate(zip(PROMPTS.ids, PROMPTS.tasks, strict=True)):
+        part = texts[[row]]
+        assert part.ids_BT[0, : len(ids)].tolist() == ids
+        given_NV, _ = ModelTeacher(by_task[task])(part)[:]
+        response = torch.tensor(part.response(0))
+        said_N = part.logprob_BT[part.response_BT]
+        assert torch.allclose(given_NV[torch.arange(len(response)), response], said_N, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_every_token_is_scored_by_its_prompts_teacher_however_positions_are_cut(two, size: int):
+    teachers, by_task = two
+    texts = sample(tiny_llama(1), PROMPTS, max_response=RESPONSE, eos=EOS, generator=generator())
+    scores, count = teachers(texts), texts.response_tokens
+    found_NV = torch.cat([scores[slice(at, min(at + size, count))][0] for at in range(0, count, size)])
+    alone = [ModelTeacher(by_task[task])(texts[[row]])[:][0] for row, task in enumerate(PROMPTS.tasks)]
+    assert torch.allclose(found_NV, torch.cat(alone), atol=1e-5)
+
+
+def recording(count: int, value: float, temperature: float) -> Recording:
+    side = np.full((count, 3), value), np.ones((count, 3), bool)
+    return Recording({"forward_kl": Divergences(*side, *side)}, {"own 1": np.full(count, value)}, temperature)
+
+
+def test_recordings_made_apart_are_joined_in_the_order_of_the_prompts():
+    whole = joined([(recording(2, 1.0, 0.5), [0, 3]), (recording(1, 2.0, 0.8), [1]), (recording(1, 3.0, 1.1), [2])])
+    assert whole.along["forward_kl"].student_NT[:, 0].tolist() == [1, 2, 3, 1]
+    assert whole.continued["own 1"].tolist() == [1, 2, 3, 1]
+    assert whole.temperature == pytest.approx((0.5 * 2 + 0.8 + 1.1) / 4)
+
+
+def test_a_comparison_with_a_coding_teacher_scores_every_task_with_its_own(tmp_path, models):
+    """The coder stands for the teacher's own twin, so the teachers' scores are those of one teacher, and the coder's work is the same."""
+    overlay = {**SMALL, "methods": {"opd": {"batch": 8}, "sft": {"batch": 8}}}
+    with in_this_process():
+        one = run(load("embedded", [models, overlay]), tmp_path / "one")
+        twin = run(load("embedded", [models, overlay, {"teachers": {"coding": models["teacher"]}}]), tmp_path / "twin")
+    assert one.teacher.score == twin.teacher.score
+    ledgers = [store.read_jsonl(tmp_path / name / "ledger.jsonl") for name in ("one", "twin")]
+    assert {row["kind"] for row in ledgers[0]} == {row["kind"] for row in ledgers[1]}
+
+
+def test_a_teacher_for_nothing_and_one_of_another_shape_are_refused(tmp_path, models):
+    from opd_bench.arm import workshop
+
+    def loaded(**teachers: str):
+        workshop(load("embedded", [models, SMALL, {"teachers": teachers}]).model_dump_json())
+
+    with pytest.raises(UserError, match="no group, task or source of prompts 'codin', did you mean 'coding'|'codin'"):
+        loaded(codin=models["teacher"])
+    with pytest.raises(UserError, match="has another shape"):
+        loaded(coding=models["students"][0])
+    with pytest.raises(UserError, match="several teachers need scoring.by: model"):
+        load("embedded", [{"teachers": {"coding": "embedded/teacher"}, "scoring": {"by": "cache"}}])
