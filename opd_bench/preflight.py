@@ -62,10 +62,8 @@ def named(config: Config, found: Mapping[str, dict[str, Any]]) -> dict[str, list
         of = found[name]
         return f"{of['version']} ({of['source']['name']}, {of['source']['weights']})" if "source" in of else of["version"]
 
-    return {
-        "student": list(map(words, config.students)),
-        "teacher": list(map(words, dict.fromkeys((config.teacher, *config.teachers.values())))),
-    }
+    teachers = dict.fromkeys((config.teacher, *config.teachers.values()))
+    return {"student": list(map(words, config.students)), "teacher": list(map(words, teachers))}
 
 
 def pinned(config: Config) -> Config:

@@ -5,8 +5,8 @@
     teachers.write(prompts, max_response=96, eos=1, generator=g)    # each prompt's own teacher writes
     teachers(sequences)[0:100]                                      # and scores
 
-Specialists of one base are how DeepSeek-V3.2 (2025, arXiv 2512.02556, section 3) and others distil into one student. They have one shape, so what a
-token costs does not depend on whose it is.
+So specialists of one base are distilled into one student (DeepSeek-V3.2, 2025, arXiv 2512.02556). They have one shape, so what a token
+costs does not depend on whose it is.
 
 Shapes: B sequences, N response tokens, E events.
 """

@@ -15,6 +15,7 @@ from opd_bench.config import load, overlaid, selection
 from opd_bench.errors import UserError
 from opd_bench.ledger import Ledger
 from opd_bench.methods import find
+from opd_bench.plan import jobs
 from opd_bench.prompts import Corpus, MixedStream, Stream
 from opd_bench.stages import build, check_mix, digest, peak_lr, stages_of, written
 from opd_bench.trace import worst_case
@@ -63,10 +64,9 @@ def test_a_recipe_that_makes_no_sense_is_refused_in_one_line(stages: list, said:
 def test_options_beside_stages_and_shares_that_do_not_add_up_are_refused_when_a_configuration_is_planned():
     with pytest.raises(UserError, match="'lr' stands beside its stages"):
         build("mine", {"lr": 1e-3, "stages": [{**OPD, "share": 1}]})
+    chosen = load("embedded", [selection("sft:0.3+opd:0.6")[1]])
     with pytest.raises(UserError, match=r"sum to 0\.9"):
-        from opd_bench.plan import jobs
-
-        jobs(load("embedded", [selection("sft:0.3+opd:0.6")[1]]))
+        jobs(chosen)
 
 
 def test_a_recipes_digest_changes_with_any_of_its_methods():

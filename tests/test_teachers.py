@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import EOS, RESPONSE, tiny_llama
-from test_compare import SMALL, in_this_process, run
+from test_compare import SMALL, in_this_process, models, run
 
 from opd_bench import store
+from opd_bench.arm import workshop
 from opd_bench.config import load
 from opd_bench.continuations import joined
 from opd_bench.errors import UserError
@@ -72,26 +73,26 @@ def test_recordings_made_apart_are_joined_in_the_order_of_the_prompts():
     assert whole.temperature == pytest.approx((0.5 * 2 + 0.8 + 1.1) / 4)
 
 
-def test_a_comparison_with_a_coding_teacher_scores_every_task_with_its_own(tmp_path, models):
+def test_a_comparison_with_a_coding_teacher_scores_every_task_with_its_own(tmp_path, pair_folders):
     """The coder stands for the teacher's own twin, so the teachers' scores are those of one teacher, and the coder's work is the same."""
     overlay = {**SMALL, "methods": {"opd": {"batch": 8}, "sft": {"batch": 8}}}
     with in_this_process():
-        one = run(load("embedded", [models, overlay]), tmp_path / "one")
-        twin = run(load("embedded", [models, overlay, {"teachers": {"coding": models["teacher"]}}]), tmp_path / "twin")
+        one = run(load("embedded", [models(pair_folders), overlay]), tmp_path / "one")
+        twin = run(
+            load("embedded", [models(pair_folders), overlay, {"teachers": {"coding": str(pair_folders["teacher"])}}]), tmp_path / "twin"
+        )
     assert one.teacher.score == twin.teacher.score
     ledgers = [store.read_jsonl(tmp_path / name / "ledger.jsonl") for name in ("one", "twin")]
     assert {row["kind"] for row in ledgers[0]} == {row["kind"] for row in ledgers[1]}
 
 
-def test_a_teacher_for_nothing_and_one_of_another_shape_are_refused(tmp_path, models):
-    from opd_bench.arm import workshop
-
+def test_a_teacher_for_nothing_and_one_of_another_shape_are_refused(tmp_path, pair_folders):
     def loaded(**teachers: str):
-        workshop(load("embedded", [models, SMALL, {"teachers": teachers}]).model_dump_json())
+        workshop(load("embedded", [models(pair_folders), SMALL, {"teachers": teachers}]).model_dump_json())
 
-    with pytest.raises(UserError, match="no group, task or source of prompts 'codin', did you mean 'coding'|'codin'"):
-        loaded(codin=models["teacher"])
+    with pytest.raises(UserError, match=r"no group, task or source of prompts 'codin', did you mean 'coding'|'codin'"):
+        loaded(codin=str(pair_folders["teacher"]))
     with pytest.raises(UserError, match="has another shape"):
-        loaded(coding=models["students"][0])
-    with pytest.raises(UserError, match="several teachers need scoring.by: model"):
+        loaded(coding=str(pair_folders["student"]))
+    with pytest.raises(UserError, match=r"several teachers need scoring\.by: model"):
         load("embedded", [{"teachers": {"coding": "embedded/teacher"}, "scoring": {"by": "cache"}}])
