@@ -46,6 +46,7 @@ ORDER = (
         "trace",
         "train",
         "supervised",
+        "training_prompts",
         "evaluate",
         "continuations",
         "retention",
