@@ -122,7 +122,7 @@ def _overlap(run: Run, everyone: tuple[str, ...], most: float | None) -> Gate:
     said = f"{share:.1%} of the test items of {task} are met in training" if share else "no test item is met in training"
     if run.contaminated:
         by_task = ", ".join(f"{tasks} {count:,}" for tasks, count in run.contaminated.items())
-        said += f"; {sum(run.contaminated.values()):,} prompts that met some were taken out ({by_task})"
+        said += f"; prompts taken out for that: {by_task}"
     if share <= most:
         return Gate("overlap", True, f"{said}.", everyone)
     return Gate("overlap", False, f"{said}: take them out of the training split.", everyone)

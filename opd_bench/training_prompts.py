@@ -179,14 +179,14 @@ def _prompt(source: PromptSource, row: Mapping[str, Any], where: str) -> Prompt 
     text = columns.pop("prompt")
     if not isinstance(text, str):
         advice = "map it as messages" if isinstance(text, list) else "choose another column"
-        raise UserError(f"{where}: {source.columns['prompt']!r} holds a {type(text).__name__}, not text; {advice}")
+        raise UserError(f"{where}: {source.columns['prompt']!r} is of type {type(text).__name__}, not text; {advice}")
     return Prompt.of(source.called, text, columns)
 
 
 def _conversation(messages: Any, where: str) -> list[dict[str, str]]:
     """The conversation without the answers at its end."""
     if not isinstance(messages, list):
-        raise UserError(f"{where}: messages are a {type(messages).__name__}, not a list of them; choose another column")
+        raise UserError(f"{where}: the messages are of type {type(messages).__name__}, not a list; choose another column")
     for message in messages:
         if not (isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)):
             found = ", ".join(message) if isinstance(message, dict) else type(message).__name__
