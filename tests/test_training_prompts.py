@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import huggingface_hub
 import pyarrow
 import pyarrow.parquet
 import pytest
+import yaml
 from datasets.packaged_modules.json.json import Json
 from huggingface_hub import errors
 from pydantic import ValidationError
@@ -22,6 +24,7 @@ from test_evaluate import TEMPLATE, Texts
 from opd_bench import evaluate, training_prompts
 from opd_bench.arm import workshop
 from opd_bench.config import PromptSource
+from opd_bench.config import load as load_config
 from opd_bench.errors import UserError
 from opd_bench.evaluate import TaskSuite, load_suite
 from opd_bench.plan import jobs
@@ -224,6 +227,13 @@ def test_a_source_that_contradicts_itself_is_refused(settings, advice):
 def test_what_needs_the_tasks_own_prompts_says_so(pair_folders, changes, advice):
     with pytest.raises(UserError, match=advice):
         configured(pair_folders, **changes)
+
+
+def test_the_example_of_the_docs_is_a_configuration():
+    page = (Path(__file__).parents[1] / "docs/use-your-own-data.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    names = [found.called for found in load_config("smol", [yaml.safe_load(block), {"judge": {"by": "check"}}]).prompts]
+    assert names == ["math", "chats"]
 
 
 # ---- the hub, of which the client is real and the answers are not -----------------------------------------------------------------
