@@ -11,12 +11,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from opd_bench import backends, continuations, evaluate, flops, lora, retention, store
+from opd_bench import backends, continuations, evaluate, flops, lora, retention, store, training_prompts
 from opd_bench.bench import Bench
 from opd_bench.config import Config, digest
 from opd_bench.engine import TorchEngine
@@ -27,7 +27,7 @@ from opd_bench.judge_verifier import Verifier
 from opd_bench.ledger import Ledger
 from opd_bench.models import Pair, context, load_pairs, load_specialist
 from opd_bench.plan import TEACHER, Job
-from opd_bench.privilege import Privilege, grant, privilege_of, told
+from opd_bench.privilege import Privilege, grant, privilege_of
 from opd_bench.prompts import Corpus, MixedStream, Stream, encode_prompts
 from opd_bench.rollouts import Sampler, converted
 from opd_bench.sequences import Mix
@@ -36,6 +36,7 @@ from opd_bench.statistics import auroc
 from opd_bench.teachers import Teachers
 from opd_bench.trace import Counter, worst_case
 from opd_bench.train import Progress, train
+from opd_bench.training_prompts import Pool, Prompt
 
 Report = Callable[[str, float], None]  # stage, share of it that is done
 
@@ -48,6 +49,7 @@ class Workshop:
     pairs: list[Pair]  # a cold start each; teacher and tokenizer are the same in all
     teachers: Teachers
     suite: evaluate.TaskSuite
+    pool: Pool
     judge: Judge
     verifier: Verifier
     reader: Reader
@@ -146,12 +148,14 @@ def workshop(config_json: str) -> Workshop:
     pair = pairs[0]
     suite = evaluate.tasks_of(config, pair.tokenizer)
     room = context(pair.student, pair.teacher) - config.max_response
-    asked = suite.asked("train")
-    encoded = encode_prompts([(task, suite.put(text)) for task, text in asked], pair.tokenizer, room)
-    verifier = _verifier(suite, asked)
-    judge = backends.judge_of(config, replace(pair, teacher=copy.copy(pair.teacher)), suite, [text for _, text in asked], verifier)
+    pool = _pool(config, suite, pair.tokenizer, room)
+    asked = [prompt.question for prompt in pool.prompts]
+    encoded = encode_prompts([(prompt.source, prompt.given(suite.chat)) for prompt in pool.prompts], pair.tokenizer, room)
+    verifier = _verifier(suite, [] if config.prompts else [(prompt.source, prompt.question) for prompt in pool.prompts])
+    judge = backends.judge_of(config, replace(pair, teacher=copy.copy(pair.teacher)), suite, asked, verifier)
     if config.privileged:
-        grant(pair.teacher, _privilege(suite, pair.tokenizer, config.privileged, room))  # not to the judge
+        privileged = [*pool.prompts, *_documents(suite, "test")]
+        grant(pair.teacher, _privilege(privileged, suite.chat, pair.tokenizer, config.privileged, room))  # not to the judge
     counter = Counter(
         max_prompt=max(len(ids) for _, ids in encoded),
         max_response=config.max_response,
@@ -171,8 +175,8 @@ def workshop(config_json: str) -> Workshop:
     if judge.context is not None and longest > judge.context:
         said = f"the judge may need {longest} tokens and its context is {judge.context}"
         raise UserError(f"{said}; lower max_response{' or judge.max_check' * (config.judge.by == 'check')}")
-    reader = Reader(pair.tokenizer, {tuple(ids): text for (_, ids), (_, text) in zip(encoded, asked, strict=True)})
-    return Workshop(config, pairs, _teachers(config, pair, suite, encoded), suite, judge, verifier, reader, encoded, counter)
+    reader = Reader(pair.tokenizer, {tuple(ids): text for (_, ids), text in zip(encoded, asked, strict=True)})
+    return Workshop(config, pairs, _teachers(config, pair, suite, encoded), suite, pool, judge, verifier, reader, encoded, counter)
 
 
 def _teachers(config: Config, pair: Pair, suite: evaluate.TaskSuite, encoded: list[tuple[str, list[int]]]) -> Teachers:
@@ -191,20 +195,31 @@ def _teachers(config: Config, pair: Pair, suite: evaluate.TaskSuite, encoded: li
     return Teachers(pair.teacher, routed, {tuple(ids): source for source, ids in encoded} if routed else {})
 
 
-def _privilege(suite: evaluate.TaskSuite, tokenizer: PreTrainedTokenizerBase, template: str, room: int) -> Privilege:
-    """What the teacher is shown for each training and evaluation document."""
-    plain, shown = [], []
-    for split in ("train", "test"):
-        for (task, question), (_, doc) in zip(suite.asked(split), suite.docs(split), strict=True):
-            plain.append((task, suite.put(question)))
-            shown.append((task, suite.put(told(template, question, doc))))
+def _documents(suite: evaluate.TaskSuite, split: Literal["train", "test"]) -> list[Prompt]:
+    return [Prompt.of(task, str(suite.tasks[task].doc_to_text(doc)), doc) for task, doc in suite.docs(split)]
+
+
+def _pool(config: Config, suite: evaluate.TaskSuite, tokenizer: PreTrainedTokenizerBase, room: int) -> Pool:
+    """What is trained on: the tasks' own documents, or the prompts of data sets that meet no evaluation document and fit the context."""
+    if not config.prompts:
+        return Pool(_documents(suite, "train"), {})
+    pool = training_prompts.load(config.prompts)
+    met = evaluate.met(suite, [prompt.texts for prompt in pool.prompts])
+    return pool.without("contaminated", [" and ".join(tasks) for tasks in met]).fitting(tokenizer, suite.chat, config.privileged, room)
+
+
+def _privilege(
+    prompts: list[Prompt], chat: PreTrainedTokenizerBase | None, tokenizer: PreTrainedTokenizerBase, template: str, room: int
+) -> Privilege:
+    """What the teacher is shown for each of ``prompts``."""
+    plain, shown = ([(prompt.source, prompt.given(chat, form)) for prompt in prompts] for form in (None, template))
     pairs = zip(encode_prompts(plain, tokenizer, room), encode_prompts(shown, tokenizer, room), strict=True)
     return Privilege({tuple(ids): more for (_, ids), (_, more) in pairs})
 
 
 def _verifier(suite: evaluate.TaskSuite, asked: list[tuple[str, str]]) -> Verifier:
     """Knows the training documents, whose questions are ``asked``, of the tasks that generate."""
-    writing = {name: task for name, task in suite.scored.items() if task.OUTPUT_TYPE == "generate_until"}
+    writing = {name: task for name, task in suite.scored.items() if asked and task.OUTPUT_TYPE == "generate_until"}
     seen: dict[str, int] = dict.fromkeys(suite.scored, -1)
     places: dict[str, tuple[str, int]] = {}
     for name, text in asked:

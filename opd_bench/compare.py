@@ -10,6 +10,7 @@ import io
 import platform
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from opd_bench import judge_audit, judge_report, leaderboard, plots, report, store, suite
+from opd_bench import judge_audit, judge_report, leaderboard, plots, report, store, suite, training_prompts
 from opd_bench.assemble import assemble
 from opd_bench.config import Config, determining
 from opd_bench.errors import RunError, UserError
@@ -67,8 +68,8 @@ def compare(config: Config, out: Path, command: str, workers: int, console: Cons
 def preflight(config: Config, planned: list[Job], workers: int, out: Path) -> dict[str, Any]:
     """Everything that can be found wrong before the first step of ``workers`` jobs side by side. UserError.
 
-    Returns the models' versions, what is worth knowing of them, the overlap of training and test items by task, and how a sparse teacher
-    signal differs from the teacher.
+    Returns the models' versions, what is worth knowing of them, what became of the prompts of data sets, the overlap of training and test
+    items by task, and how a sparse teacher signal differs from the teacher.
     """
     from opd_bench import arm, backends, evaluate
     from opd_bench.train import require_one_step
@@ -87,11 +88,13 @@ def preflight(config: Config, planned: list[Job], workers: int, out: Path) -> di
                 require_one_step(job.build(), shop.counter, limit, config.axis)
     signal = backends.check_teacher(config, shop.pair, prompts, shop.longest)
     backends.check_judge(shop.judge, out)
+    trained_on = [f"prompts {line}" for line in training_prompts.said(shop.pool.counts)]
     return {
         "models": sources(config),
-        "warnings": [*checked.warnings, *room.warnings],
+        "prompts": shop.pool.counts,
+        "warnings": [*checked.warnings, *room.warnings, *trained_on],
         "facts": [*checked.facts, *room.facts, needed],
-        "train_test_overlap": evaluate.overlap(shop.suite),
+        "train_test_overlap": dict.fromkeys(shop.suite.tasks, 0.0) if config.prompts else evaluate.overlap(shop.suite),
         "teacher_signal": signal,
     }
 
@@ -253,6 +256,7 @@ def records(config: Config, out: Path, planned: list[Job]) -> tuple[Run, list[Ar
     manifest = store.read_json(out / "manifest.json")
     (teacher, *starts), arms = ([job for job in planned if bool(job.method) == trained] for trained in (False, True))
     nothing = {"flops": {}, "tokens": {}, "seconds": {}}
+    trained_on = [f"Trained on {line}." for line in training_prompts.said(manifest["prompts"])]
     origins = [_point(start.folder(out), 0.0, nothing) for start in starts]
     marks = {job.name: marked(job.name, store.read_json(job.folder(out) / "arm.json")["saw"]) for job in arms}
     run = Run(
@@ -273,12 +277,13 @@ def records(config: Config, out: Path, planned: list[Job]) -> tuple[Run, list[Ar
         teacher_recording=store.load_recording(teacher.folder(out) / "recording.npz"),
         cold_start_flops=manifest["cold_start_flops"],
         overlap=manifest["train_test_overlap"],
+        contaminated=sum((Counter(of["contaminated"]) for of in manifest["prompts"].values()), Counter()),
         privileged=config.privileged is not None,
         teacher_retention=_retention(teacher, out),
         steps=_by_task(teacher.folder(out), "greedy", "steps"),
         models=named(config, manifest["models"]),
         contrasts={name: {marks[method]: weight for method, weight in of.items()} for name, of in config.contrasts.items()},
-        notes=[*config.notes, *[STALE] * config.rollouts.staleness, *[PRIVILEGED] * (config.privileged is not None)],
+        notes=[*config.notes, *[STALE] * config.rollouts.staleness, *[PRIVILEGED] * (config.privileged is not None), *trained_on],
     )
     return run, [_record(job, out, origins[job.start]) for job in arms]
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
+from string import Formatter
 from typing import Annotated, Any, Literal, Self
 
 import yaml
@@ -18,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from opd_bench.errors import UserError, did_you_mean
 from opd_bench.gates import Limits
-from opd_bench.hub import Source, cache_folder, locate
+from opd_bench.hub import Source, cache_folder, locate, unpinned
 from opd_bench.ledger import STUDENT_TOKENS, TEACHER_TOKENS, Axis, Dollars, Seconds, Tokens
 from opd_bench.methods import Method, describe, designs, label
 from opd_bench.resources import SIZES, TASKS, TIERS
@@ -37,6 +39,33 @@ class Tasks(_Part):
     coding: list[str] = []
     held_out: list[str] = Field([], description="evaluated and shown; they count for no score and are never trained on")
     path: str | None = Field(None, description="folder of task YAML; default: the tasks shipped with the package")
+
+
+class PromptSource(_Part):
+    """Prompts to train on: a file, a folder of files, or a data set of the hub."""
+
+    data: str = Field(min_length=1, description=".jsonl, .json or .parquet, a folder of them, or a hub id: owner/name, owner/name@revision")
+    name: str | None = Field(None, min_length=1, description="what the source is called; default: as the file, folder or data set")
+    subset: str | None = Field(None, description="of a data set with several, what the hub calls a configuration")
+    split: str = "train"
+    columns: dict[str, str] = Field(
+        {"prompt": "prompt"},
+        description="the column that is the prompt (text) or the messages (conversations); others are for what privileged names",
+    )
+    streaming: bool = Field(False, description="read no more of the hub's data set than `most` takes, and keep none of it")
+    most: int | None = Field(None, ge=1, description="prompts taken, the first of the split, each counted once; default: all")
+
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        if ("prompt" in self.columns) == ("messages" in self.columns):
+            raise ValueError("columns maps either prompt, to a column of text, or messages, to one of conversations")
+        if self.streaming and self.most is None:
+            raise ValueError("streaming needs most, the number of prompts after which to stop reading")
+        return self
+
+    @property
+    def called(self) -> str:
+        return self.name or Path(unpinned(self.data)).name.removesuffix(".jsonl").removesuffix(".json").removesuffix(".parquet")
 
 
 ChargeKind = Literal["student_sample", "student_update", "teacher_generate", "teacher_score", "judge"]
@@ -225,6 +254,7 @@ class Config(_Part):
     teachers: dict[str, str] = Field(
         {}, description="specialists in the place of the teacher, by group (stem, coding), task, or source of prompts"
     )
+    prompts: list[PromptSource] = Field([], description="what is trained on; default: the training splits of the tasks that count")
     privileged: str | None = Field(
         None,
         description="what the teacher is shown in place of a question: text with {prompt} and columns of its document, {solution}",
@@ -274,6 +304,23 @@ class Config(_Part):
             raise ValueError("privileged needs {prompt} in its text, and a teacher in this process (scoring.by: model or cache)")
         if self.teachers and (self.privileged is not None or self.scoring.by != "model"):
             raise ValueError("several teachers need scoring.by: model and no privilege: leave out scoring and privileged, or teachers")
+        return self
+
+    @model_validator(mode="after")
+    def _sourced(self) -> Self:
+        names = [source.called for source in self.prompts]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"two sources of prompts are called {twice!r}; give each a name")
+        if self.prompts and self.judge.by in ("solve", "verifier"):
+            raise ValueError(
+                f"judge.by: {self.judge.by} needs a prompt's task, which a data set's has not; set judge.by to another, such as check"
+            )
+        asked = {re.split(r"[.[]", field)[0] for _, field, _, _ in Formatter().parse(self.privileged or "") if field}
+        for source in self.prompts:
+            if "messages" in source.columns and not self.chat:
+                raise ValueError(f"prompts {source.called}: messages need chat: true, and a tokenizer with a chat template")
+            if lacking := sorted(asked - {"prompt", *source.columns}):
+                raise ValueError(f"privileged names {lacking[0]!r}, which the columns of prompts {source.called} do not map")
         return self
 
     @model_validator(mode="after")

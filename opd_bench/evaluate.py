@@ -87,7 +87,10 @@ class TaskSuite:
         pairs = []
         for name, task in self.scored.items():
             if split == "train" and not task.has_training_docs():
-                raise UserError(f"task {name!r} has no training split to draw prompts from; choose a task that has one")
+                raise UserError(
+                    f"task {name!r} has no training split to draw prompts from; choose a task that has one, name a data set under prompts, "
+                    "or, for models that a tier builds, tasks under build.shares"
+                )
             pairs += [(name, doc) for doc in (task.training_docs() if split == "train" else task.eval_docs)]
         return pairs
 
@@ -160,10 +163,23 @@ def overlap(suite: TaskSuite) -> dict[str, float]:
     return {name: fmean(not train.isdisjoint(_fingerprints(task, doc)) for doc in task.eval_docs) for name, task in suite.tasks.items()}
 
 
+def met(suite: TaskSuite, texts: Sequence[Sequence[str]]) -> list[list[str]]:
+    """For the ``texts`` of each prompt, the tasks with an evaluation document that shares a run of words with one, as in `overlap`."""
+    tasks: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    for name, task in suite.tasks.items():
+        for doc in task.eval_docs:
+            for run in _runs(str(task.doc_to_text(doc))):
+                tasks[run].add(name)
+    return [sorted({name for text in own for run in _runs(text) if run in tasks for name in tasks[run]}) for own in texts]
+
+
 def _fingerprints(task: Task, doc: Any) -> set[tuple[str, ...]]:
-    if "identity" in doc:
-        return {(str(doc["identity"]),)}
-    words = str(task.doc_to_text(doc)).lower().split()
+    return {(str(doc["identity"]),)} if "identity" in doc else _runs(str(task.doc_to_text(doc)))
+
+
+def _runs(text: str) -> set[tuple[str, ...]]:
+    """Every run of ``NGRAM`` words, or all of a shorter text."""
+    words = text.lower().split()
     return {tuple(words[start : start + NGRAM]) for start in range(max(1, len(words) - NGRAM + 1))}
 
 

@@ -120,6 +120,9 @@ def _overlap(run: Run, everyone: tuple[str, ...], most: float | None) -> Gate:
         return Gate("overlap", None, "switched off.", everyone)
     task, share = max(run.overlap.items(), key=lambda pair: pair[1], default=("", 0.0))
     said = f"{share:.1%} of the test items of {task} are met in training" if share else "no test item is met in training"
+    if run.contaminated:
+        by_task = ", ".join(f"{tasks} {count:,}" for tasks, count in run.contaminated.items())
+        said += f"; prompts taken out for that: {by_task}"
     if share <= most:
         return Gate("overlap", True, f"{said}.", everyone)
     return Gate("overlap", False, f"{said}: take them out of the training split.", everyone)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jinja2 import TemplateError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -48,11 +49,19 @@ def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.get_vocab()[str(tokenizer.eos_token)]
 
 
-def chat_text(tokenizer: PreTrainedTokenizerBase, message: str) -> str:
-    """A user's message as the tokenizer's chat template puts it, up to where the answer begins. UserError if there is no template."""
+def chat_text(tokenizer: PreTrainedTokenizerBase, said: str | list[dict[str, str]]) -> str:
+    """A user's message, or a conversation, as the tokenizer's chat template puts it, up to where the answer begins.
+
+    UserError if there is no template, or one that refuses it.
+    """
     if tokenizer.chat_template is None:
         raise UserError("the tokenizer has no chat template; set chat: false, or give it one")
-    return str(tokenizer.apply_chat_template([{"role": "user", "content": message}], tokenize=False, add_generation_prompt=True))
+    messages = [{"role": "user", "content": said}] if isinstance(said, str) else said
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise UserError(f"the tokenizer's chat template refuses a conversation of {roles}: {error}") from None
 
 
 class TokenHead(torch.nn.Linear):

@@ -11,7 +11,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from opd_bench import stages
+from opd_bench import stages, training_prompts
 from opd_bench.config import Config, determining
 from opd_bench.errors import UserError
 from opd_bench.methods import label
@@ -49,8 +49,8 @@ MODULES = (
         "scoring",
         "stages",
     ),
-    *("sandbox", "sandbox_worker", "sequences", "teacher_cache", "teacher_server", "teachers", "trace", "train", "vllm_sampler"),
-    *("vllm_server", "vllm_server_sampler", "vllm_worker"),
+    *("sandbox", "sandbox_worker", "sequences", "teacher_cache", "teacher_server", "teachers", "trace", "train", "training_prompts"),
+    *("vllm_sampler", "vllm_server", "vllm_server_sampler", "vllm_worker"),
 )
 TEACHER, COLD_START = "teacher", "cold_start"
 
@@ -107,10 +107,11 @@ def jobs(config: Config) -> list[Job]:
         raise UserError(f"no task folder {config.task_path}")
     common = {
         "config": determining(
-            config.model_dump(exclude={"tier", "seeds", "first_seed", "methods", "students", "gates", "contrasts", "notes"})
+            config.model_dump(exclude={"tier", "seeds", "first_seed", "methods", "students", "prompts", "gates", "contrasts", "notes"})
         ),
         "teacher": weights_digest(config.location(config.teacher)),
         **({"teachers": {of: weights_digest(config.location(name)) for of, name in config.teachers.items()}} if config.teachers else {}),
+        "prompts": training_prompts.load(config.prompts).digest if config.prompts else None,
         **code(config.task_path),
     }
 

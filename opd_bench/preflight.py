@@ -20,7 +20,7 @@ import psutil
 from safetensors import safe_open
 from transformers import AutoConfig, PreTrainedModel
 
-from opd_bench import store
+from opd_bench import store, training_prompts
 from opd_bench.config import Config
 from opd_bench.errors import UserError
 from opd_bench.evaluate import TaskSuite, evaluate_each, scores
@@ -67,11 +67,14 @@ def named(config: Config, found: Mapping[str, dict[str, Any]]) -> dict[str, list
 
 
 def pinned(config: Config) -> Config:
-    """``config`` with the versions of hub models that it stands for now: what workers are given, so that all train on one."""
+    """``config`` with the versions of the hub's models and data that it stands for now: what workers are given, so that all use one."""
     names = {name: of["version"] for name, of in sources(config).items()}
-    teachers = {of: names[name] for of, name in config.teachers.items()}
-    students = [names[name] for name in config.students]
-    return config.model_copy(update={"students": students, "teacher": names[config.teacher], "teachers": teachers})
+    models = {
+        "students": [names[name] for name in config.students],
+        "teacher": names[config.teacher],
+        "teachers": {of: names[name] for of, name in config.teachers.items()},
+    }
+    return config.model_copy(update={**models, "prompts": list(map(training_prompts.pinned, config.prompts))})
 
 
 def examine(config: Config, pair: Pair, longest: int) -> Checked:

@@ -90,6 +90,7 @@ class Run:
     cold_start_flops: dict[str, float]  # of training one and making its data, by kind of charge; nothing where it is unknown
     overlap: dict[str, float]  # share of each task's test items that are met in training
     steps: dict[str, np.ndarray]  # that each item's problem needs; NaN where its task does not say
+    contaminated: dict[str, int] = field(default_factory=dict)  # training prompts taken out, by the tasks whose test items they met
     held_out: list[str] = field(default_factory=list)  # scored, and in no macro score
     privileged: bool = False  # the teacher was shown more than the students
     teacher_retention: dict[str, np.ndarray] = field(default_factory=dict)  # as an arm's

@@ -48,6 +48,7 @@ ORDER = (
         "trace",
         "train",
         "supervised",
+        "training_prompts",
         "evaluate",
         "continuations",
         "retention",
