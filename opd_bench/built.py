@@ -1,8 +1,8 @@
-"""Models a tier makes for itself from its training problems: a cold start, and a specialist that went on from there.
+"""Models a tier makes for itself from its training problems, such as a cold start and a specialist that went on from there.
 
     opd-bench build-teacher --tier smol
 
-Both are the base model, trained on worked solutions as a program writes them. The cold start has seen just enough of them to know the form
+All are the base model, trained on worked solutions as a program writes them. A cold start has seen just enough of them to know the form
 of an answer: no arm teaches what its start can't nearly do. They lie in the cache, in a folder named after a hash of all that the
 configuration says of them. A build that was interrupted goes on where it stopped.
 """
@@ -13,7 +13,6 @@ import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import torch
 from rich.console import Console
@@ -21,17 +20,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opd_bench import plan, store, supervised
-from opd_bench.config import Config, digest
+from opd_bench.config import Build, Config, digest
 from opd_bench.errors import UserError
 from opd_bench.evaluate import TaskSuite, load_suite, tasks_of
 from opd_bench.hub import SOURCE_FILE
-from opd_bench.models import COLD_START_FILE, load_model, load_tokenizer, weights_digest
+from opd_bench.models import COLD_START_FILE, cold_start_flops, load_model, load_tokenizer, weights_digest
 from opd_bench.readings import START
 from opd_bench.supervised import Example, batches, fit
 
 EVERY = 25  # steps between two checkpoints
-Stage = Literal["start", "specialist"]
-STEPS: tuple[Stage, ...] = ("start", "specialist")  # in the order they are made, each from the one before
 MADE_FROM = "made_from.json"  # hashes of what a model depends on besides the configuration: the weights before it, the tasks, the code
 
 
@@ -39,11 +36,11 @@ def build(config: Config, console: Console) -> None:
     """Make what is missing of the tier's models. UserError where the tier makes none or a task has no solutions."""
     if config.build is None:
         raise UserError(f"the tier {config.tier} builds no models: its configuration has no `build`")
-    before = config.location(config.build.base)
-    tokenizer = load_tokenizer(before)
+    base = config.location(config.build.base)
+    tokenizer = load_tokenizer(base)
     examples = solved(_suite(config, tokenizer), tokenizer)
-    for place, name in enumerate(STEPS):
-        folder = config.built_folder / name
+    for place, (name, made) in enumerate(config.build.models.items()):
+        folder, before = config.built_folder / name, str(config.built_folder / made.after) if made.after else base
         trained_by = plan.digest_files([Path(supervised.__file__)])
         said = {"before": weights_digest(before), "tasks": plan.code(config.task_path)["tasks"], "trained_by": trained_by}
         if (folder / MADE_FROM).exists() and store.read_json(folder / MADE_FROM) == said:
@@ -51,23 +48,22 @@ def build(config: Config, console: Console) -> None:
         else:
             model = load_model(before)
             checkpoint = config.built_folder / f"{name}-{digest(said)}.checkpoint"
-            flops = _train(model, examples, config, name, 1 + place, checkpoint, console)
+            flops = _train(model, examples, config.build, name, 1 + place, checkpoint, console)
+            total = {START[0]: flops + cold_start_flops(before).get(START[0], 0), START[1]: 0}
             with store.disk_errors(), store.whole_folder(folder) as part:
                 model.bfloat16().save_pretrained(part)
                 tokenizer.save_pretrained(part)
-                if name == STEPS[0]:
-                    store.write_json(part / COLD_START_FILE, dict(zip(START, (flops, 0), strict=True)))
+                store.write_json(part / COLD_START_FILE, total)
                 store.write_json(part / MADE_FROM, said)
                 if (Path(before) / SOURCE_FILE).is_file():
                     shutil.copy(Path(before) / SOURCE_FILE, part)
             console.print(f"{name}: {flops:.2e} FLOPs, {folder}", markup=False, highlight=False)
-        before = str(folder)
 
 
 def _suite(config: Config, tokenizer: PreTrainedTokenizerBase) -> TaskSuite:
-    """Tasks with a share in the training of either model, which a comparison need not have; where none has one, those of the comparison."""
+    """Tasks with a share in the training of a model, which a comparison need not have; where none has one, those of the comparison."""
     assert config.build
-    named = list(dict.fromkeys(task for shares in config.build.shares.values() for task in shares))
+    named = list(dict.fromkeys(task for made in config.build.models.values() for task in made.shares))
     return load_suite(named, [], config.task_path, chat=tokenizer if config.chat else None) if named else tasks_of(config, tokenizer)
 
 
@@ -86,12 +82,11 @@ def solved(suite: TaskSuite, tokenizer: PreTrainedTokenizerBase) -> dict[str, li
 
 
 def _train(
-    model: PreTrainedModel, examples: dict[str, list[Example]], config: Config, name: Stage, seed: int, checkpoint: Path, console: Console
+    model: PreTrainedModel, examples: dict[str, list[Example]], how: Build, name: str, seed: int, checkpoint: Path, console: Console
 ) -> int:
-    """Train ``model`` for the steps of ``name``; its FLOPs."""
-    assert config.build
-    steps = getattr(config.build, name)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.build.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    """Train ``model`` to become ``name``; its FLOPs."""
+    steps = how.models[name].steps
+    optimizer = torch.optim.AdamW(model.parameters(), lr=how.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
         shown = bar.add_task(name, total=steps)
@@ -102,13 +97,13 @@ def _train(
                 console.print(f"{name}: step {step} of {steps}, loss {loss:.3f}", highlight=False)
 
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        data = batches(_drawn(examples, config.build.shares.get(name), seed), config.build.batch_tokens, random.Random(seed))
-        flops = fit(model, data, steps, [optimizer], cooldown=config.build.cooldown, checkpoint=checkpoint, every=EVERY, report=report)
+        data = batches(_drawn(examples, how.models[name].shares, seed), how.batch_tokens, random.Random(seed))
+        flops = fit(model, data, steps, [optimizer], cooldown=how.cooldown, checkpoint=checkpoint, every=EVERY, report=report)
     checkpoint.unlink()
     return flops
 
 
-def _drawn(examples: dict[str, list[Example]], shares: dict[str, float] | None, seed: int) -> Iterator[Example]:
+def _drawn(examples: dict[str, list[Example]], shares: dict[str, float], seed: int) -> Iterator[Example]:
     """Endless documents of tasks in these shares, each task's in another order at every pass."""
     shares = shares or {task: len(own) for task, own in examples.items()}
     rng = random.Random(f"worked solutions {seed}")

@@ -103,18 +103,32 @@ class Budget(_Part):
         return points
 
 
-class Build(_Part):
-    """Models that the tier makes for itself, ``built/start`` and ``built/specialist``, from worked solutions to its training problems."""
+class Made(_Part):
+    """One of the models that a tier makes for itself."""
 
-    base: str = Field(description="the model that both begin from")
-    start: int = Field(gt=0, description="steps of the cold start, which is to know the form of an answer")
-    specialist: int = Field(gt=0, description="steps of the teacher, which goes on from the cold start")
-    shares: dict[Literal["start", "specialist"], dict[str, Annotated[float, Field(gt=0)]]] = Field(
-        {}, description="of the documents that either is trained on, by task; default: all tasks of the comparison, as many as each has"
+    after: str | None = Field(None, description="another of them, from which it goes on; default: the base")
+    steps: int = Field(gt=0)
+    shares: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="of the documents that it is trained on, by task; default: all tasks of the comparison, as many as each has"
     )
+
+
+class Build(_Part):
+    """Models that the tier makes for itself, named as ``built/<name>``, from worked solutions to its training problems."""
+
+    base: str = Field(description="the model that they begin from")
+    models: dict[str, Made] = Field(min_length=1, description="by name, each after those it goes on from")
     batch_tokens: int = Field(gt=0, description="tokens of a step, padding included")
     lr: float = Field(gt=0, allow_inf_nan=False)
-    cooldown: float = Field(0.8, ge=0, le=1, description="last share of either training over which the learning rate falls to 0")
+    cooldown: float = Field(0.8, ge=0, le=1, description="last share of each training over which the learning rate falls to 0")
+
+    @field_validator("models")
+    @classmethod
+    def _in_order(cls, models: dict[str, Made]) -> dict[str, Made]:
+        for place, (name, made) in enumerate(models.items()):
+            if made.after is not None and made.after not in list(models)[:place]:
+                raise ValueError(f"{name} goes on from {made.after!r}, which is not among the models before it")
+        return models
 
 
 class Endpoint(_Part):
@@ -369,7 +383,8 @@ class Config(_Part):
     def built_folder(self) -> Path:
         """Where the models of ``build`` lie."""
         made_from = self.model_dump(mode="json", include={"build", "chat"})
-        made_from["tasks"] = self.tasks.path if self.build and self.build.shares else self.tasks.model_dump(mode="json")
+        own = self.build and all(made.shares for made in self.build.models.values())
+        made_from["tasks"] = self.tasks.path if own else self.tasks.model_dump(mode="json")
         return cache_folder() / "built" / f"{self.tier}-{digest(made_from)}"
 
     def source(self, model: str) -> Source:
@@ -379,6 +394,8 @@ class Config(_Part):
         folder = self.built_folder / model.removeprefix("built/")
         if self.build is None:
             raise UserError(f"{model}: this configuration has no `build` that says how to make it")
+        if folder.name not in self.build.models:
+            raise UserError(f"{model}: `build` makes no such model{did_you_mean(folder.name, self.build.models)}")
         if not folder.is_dir():
             raise UserError(f"{model} has not been made yet: run opd-bench build-teacher --tier {self.tier} first")
         return Source(model, folder)

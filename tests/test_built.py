@@ -24,8 +24,13 @@ def cache(monkeypatch, tmp_path):
 def settings(pair_folders):
     """``settings(specialist=6)``: the embedded tier, whose models are to be built from a tiny untrained one."""
 
-    def make(**build):
-        own = {"base": str(pair_folders["student"]), "start": 3, "specialist": 4, "batch_tokens": 512, "lr": 1e-3, **build}
+    def make(specialist=4, shares=None, **build):
+        shares = shares or {}
+        models = {
+            "start": {"steps": 3, "shares": shares.get("start", {})},
+            "specialist": {"after": "start", "steps": specialist, "shares": shares.get("specialist", {})},
+        }
+        own = {"base": str(pair_folders["student"]), "models": models, "batch_tokens": 512, "lr": 1e-3, **build}
         tasks = {"stem": ["opd_bench_arithmetic"], "coding": []}
         return load("embedded", [{"students": ["built/start"], "teacher": "built/specialist", "build": own, "tasks": tasks}])
 
@@ -43,9 +48,21 @@ def test_start_and_specialist_go_on_from_each_other_and_say_what_they_cost(setti
         weights(folder) for folder in (str(pair_folders["student"]), *map(chosen.location, ("built/start", "built/specialist")))
     )
     assert 0 < (start - base).norm() < (specialist - base).norm()
-    cost = cold_start_flops(chosen.location("built/start"))
-    assert cost["cold_start_student"] > 0
-    assert cost["cold_start_teacher"] == 0
+    cost, more = (cold_start_flops(chosen.location(f"built/{name}")) for name in ("start", "specialist"))
+    assert 0 < cost["cold_start_student"] < more["cold_start_student"]
+    assert cost["cold_start_teacher"] == more["cold_start_teacher"] == 0
+
+
+def test_two_models_may_go_on_from_one_and_neither_from_what_comes_later(settings):
+    models = {"start": {"steps": 2}, "sums": {"after": "start", "steps": 2}, "other": {"after": "start", "steps": 3}}
+    chosen = settings(models=models)
+    build(chosen, Console(quiet=True))
+    start, sums, other = (weights(chosen.built_folder / name) for name in models)
+    assert len({tuple(found.tolist()) for found in (start, sums, other)}) == 3
+    with pytest.raises(UserError, match="first goes on from 'second', which is not among the models before it"):
+        settings(models={"first": {"after": "second", "steps": 1}, "second": {"steps": 1}})
+    with pytest.raises(UserError, match="`build` makes no such model"):
+        chosen.location("built/specialist")
 
 
 def test_what_is_there_is_not_made_again(settings, monkeypatch):
@@ -125,13 +142,13 @@ def test_documents_come_in_the_shares_that_are_asked_for():
     examples = {"a": [([1], [1.0])] * 50, "b": [([2], [1.0])] * 10, "c": [([3], [1.0])] * 40}
     drawn = [ids[0] for ids, _ in islice(built._drawn(examples, {"a": 0.1, "b": 0.6, "c": 0.3}, seed=0), 2000)]
     assert [drawn.count(token) / 2000 for token in (1, 2, 3)] == pytest.approx([0.1, 0.6, 0.3], abs=0.03)
-    drawn = [ids[0] for ids, _ in islice(built._drawn(examples, None, seed=0), 2000)]
+    drawn = [ids[0] for ids, _ in islice(built._drawn(examples, {}, seed=0), 2000)]
     assert [drawn.count(token) / 2000 for token in (1, 2, 3)] == pytest.approx([0.5, 0.1, 0.4], abs=0.03)
 
 
 def test_every_document_of_a_task_comes_before_any_comes_again():
     examples = {"a": [([number], [1.0]) for number in range(30)]}
-    drawn = [ids[0] for ids, _ in islice(built._drawn(examples, None, seed=1), 60)]
+    drawn = [ids[0] for ids, _ in islice(built._drawn(examples, {}, seed=1), 60)]
     assert sorted(drawn[:30]) == sorted(drawn[30:]) == list(range(30))
 
 
@@ -148,4 +165,4 @@ def test_models_with_shares_serve_any_choice_of_tasks(settings):
     other = chosen.model_copy(update={"tasks": chosen.tasks.model_copy(update={"stem": [], "coding": ["opd_bench_trace"]})})
     assert weights(other.location("built/specialist")).isfinite().all()
     with pytest.raises(UserError, match=r"unknown task 'opd_bench_aritmetic'.*opd_bench_arithmetic"):
-        build(settings(shares={"start": {"opd_bench_aritmetic": 1.0}}), Console(quiet=True))
+        build(settings(shares={"start": {"opd_bench_aritmetic": 1.0}, "specialist": {"opd_bench_arithmetic": 1.0}}), Console(quiet=True))
