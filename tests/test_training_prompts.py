@@ -9,12 +9,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import datasets
 import huggingface_hub
 import pyarrow
 import pyarrow.parquet
 import pytest
 import yaml
+from datasets import config as datasets_config
 from datasets.packaged_modules.json.json import Json
 from huggingface_hub import errors
 from pydantic import ValidationError
@@ -247,7 +247,7 @@ def http(kind: type[errors.HfHubHTTPError], status: int) -> errors.HfHubHTTPErro
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """No data set is in the cache, and none is remembered from another test."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets_config, "HF_DATASETS_CACHE", tmp_path / "cache")
     training_prompts._hub_builder.cache_clear()
     yield monkeypatch
     training_prompts._hub_builder.cache_clear()
@@ -276,7 +276,7 @@ def test_what_the_hub_refuses_is_one_line_of_advice(hub, error, advice):
 @pytest.mark.parametrize("settings", [{}, {"streaming": True, "most": 3}])
 @pytest.mark.parametrize("asked", ["owner/name", "owner/name@v2", f"owner/name@{COMMIT}"])
 def test_without_network_the_real_library_finds_what_its_cache_holds_and_it_is_pinned(hub, tmp_path, pair_folders, asked, settings):
-    hub.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    hub.setattr(datasets_config, "HF_HUB_OFFLINE", True)
     data = jsonl(tmp_path / "mine.jsonl", texts(*"ABCDE"))
     made = Json(cache_dir=str(tmp_path), dataset_name="name", hash=COMMIT, data_files=data)
     made.download_and_prepare()
@@ -311,7 +311,7 @@ def test_arms_train_on_a_data_set_and_the_leaderboard_says_what_was_taken_out(tm
     with in_this_process():
         board = run(config, tmp_path / "out")
     shop = workshop(config.model_dump_json())
-    assert {shop.pair.tokenizer.decode(ids) for _, ids in shop.encoded} <= {*mine}
+    assert {str(shop.pair.tokenizer.decode(ids)) for _, ids in shop.encoded} <= {*mine}
     privilege = privilege_of(shop.pair.teacher)
     assert privilege is not None
     assert shop.pair.tokenizer.decode(privilege.ids(shop.encoded[0][1])) == f"{mine[0]}about {mine[0]}"
