@@ -11,6 +11,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from opd_bench import standard
 from opd_bench.config import Config, determining
 from opd_bench.errors import UserError
 from opd_bench.methods import Method, find, label
@@ -24,6 +25,7 @@ MODULES = (
         "behind",
         "bench",
         "checkpointing",
+        "code_eval",
         "continuations",
         "decoder",
         "engine",
@@ -43,11 +45,12 @@ MODULES = (
         "models",
         "privilege",
         "prompts",
+        "provision",
         "retention",
         "rollouts",
         "scoring",
     ),
-    *("sandbox", "sandbox_worker", "sequences", "teacher_cache", "teacher_server", "trace", "train", "vllm_sampler"),
+    *("sandbox", "sandbox_worker", "sequences", "standard", "teacher_cache", "teacher_server", "trace", "train", "vllm_sampler"),
     *("vllm_server", "vllm_server_sampler", "vllm_worker"),
 )
 TEACHER, COLD_START = "teacher", "cold_start"
@@ -83,7 +86,7 @@ class Job:
 def code(task_path: Path) -> dict[str, str]:
     """Hashes of the modules and of the tasks that determine what is measured."""
     return {
-        "modules": digest_files([PACKAGE / f"{name}.py" for name in MODULES]),
+        "modules": digest_files([*(PACKAGE / f"{name}.py" for name in MODULES), standard.FILE]),
         "tasks": digest_files([path for path in task_path.rglob("*") if path.suffix in (".py", ".yaml")]),
     }
 
