@@ -447,8 +447,8 @@ def undisturbed(model: torch.nn.Module, seed: int) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars, and of lm-eval and transformers only errors."""
-    levels = {logger: logger.level for logger in map(logging.getLogger, ("lm_eval", "transformers"))}
+    """No progress bars, and of the libraries below only errors."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("lm_eval", "transformers", "datasets", "huggingface_hub"))}
     initialise = tqdm.__init__
 
     def disabled(self, *args, **kwargs):

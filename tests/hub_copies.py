@@ -38,8 +38,15 @@ def arc(number: int) -> dict[str, Any]:
 def humaneval(number: int) -> dict[str, str]:
     name = f"add_{number}"
     prompt = f'def {name}(a):\n    """Add {number}.\n    >>> {name}(1)\n    {number + 1}\n    """\n'
-    test = f"\n\nMETADATA = {{'author': 'us'}}\n\n\ndef check(candidate):\n    assert candidate(0) == {number}\n    assert candidate(2) == {number + 2}\n"
-    return {"task_id": f"HumanEval/{number}", "prompt": prompt, "canonical_solution": f"    return a + {number}\n", "test": test, "entry_point": name}
+    checks = "".join(f"    assert candidate({value}) == {number + value}\n" for value in (0, 2))
+    test = f"\n\nMETADATA = {{'author': 'us'}}\n\n\ndef check(candidate):\n{checks}\n"
+    return {
+        "task_id": f"HumanEval/{number}",
+        "prompt": prompt,
+        "canonical_solution": f"    return a + {number}\n",
+        "test": test,
+        "entry_point": name,
+    }
 
 
 def mbpp(number: int) -> dict[str, Any]:
@@ -59,7 +66,17 @@ def gpqa(number: int) -> dict[str, str]:
     return {"Question": f"Which is {number}?", "Correct Answer": f"{number}\n", **wrong}
 
 
-def write_all(folder: Path, count: int = 6) -> Path:
+def truthfulqa(number: int) -> dict[str, Any]:
+    right = [f"There are {number} of them", f"Exactly {number}"]
+    return {
+        "question": f"How many are {number}?",
+        "best_answer": right[0],
+        "correct_answers": right,
+        "incorrect_answers": ["Nobody can ever know this"],
+    }
+
+
+def write_all(folder: Path, count: int = 8) -> Path:
     """Copies of what the tests read, ``count`` items a split."""
 
     def rows(item: Any, first: int = 0) -> list[Any]:
@@ -75,4 +92,5 @@ def write_all(folder: Path, count: int = 6) -> Path:
         "jsonl",
     )
     _copy(folder / "Idavidrein/gpqa", "gpqa_diamond", {"train": rows(gpqa)})
+    _copy(folder / "truthfulqa/truthful_qa", "generation", {"validation": rows(truthfulqa)})
     return folder
