@@ -290,7 +290,11 @@ def tasks_of(config: Config, tokenizer: PreTrainedTokenizerBase | None) -> TaskS
     tasks, chat = config.tasks, tokenizer if config.chat else None
     beside = {group: getattr(tasks, group) for group in BESIDE}
     data_dir = Path(tasks.data_dir).expanduser() if tasks.data_dir else None
-    return load_suite(tasks.stem, tasks.coding, config.task_path, config.evaluation.split, chat, data_dir, **beside)
+    suite = load_suite(tasks.stem, tasks.coding, config.task_path, config.evaluation.split, chat, data_dir, **beside)
+    for name, task in suite.scored.items():
+        if config.privileged and (task.config.num_fewshot or task.config.gen_prefix):
+            raise UserError(f"privileged needs tasks without few-shot examples and without a given beginning of the answer; leave out {name!r}")
+    return suite
 
 
 def evaluate(
