@@ -26,6 +26,7 @@ from opd_bench import curves, exposure, gates, judge_audit, readings, records, s
 from opd_bench.errors import RunError, UserError
 from opd_bench.leaderboard import Leaderboard
 from opd_bench.records import ArmRecord, Run
+from opd_bench.standard import BESIDE
 
 TARGETS = [0.2, 0.4, 0.6]  # of the way from the cold start to the teacher, task by task
 TAUS = [1.0, 1.5, 2.0, 4.0]
@@ -128,7 +129,11 @@ def assemble(run: Run, arms: list[ArmRecord], draws: int = 1000, limits: gates.L
             "models": run.models,
             "budget": {"axis": run.axis, "limit": run.limit},
             "seeds": run.seeds,
-            "tasks": {"stem": run.stem, "coding": run.coding, "held_out": run.held_out},
+            "tasks": {
+                "stem": run.stem,
+                "coding": run.coding,
+                **{of: [task for task in run.held_out if run.held_out[task] == of] for of in BESIDE},
+            },
             "teacher": teacher,
             "cold_start": cold_start,
             "methods": methods,
@@ -232,7 +237,7 @@ def _scores(run: Run, greedy: dict[str, np.ndarray], sampled: dict[str, np.ndarr
     }
 
 
-def _each(scores: Mapping[str, np.ndarray], tasks: list[str], interval: Any) -> dict[str, statistics.Interval]:
+def _each(scores: Mapping[str, np.ndarray], tasks: Collection[str], interval: Any) -> dict[str, statistics.Interval]:
     """The greedy score of every one of ``tasks`` by itself."""
     return {task: interval({task: scores[task]}, {task: 1.0}) for task in tasks}
 

@@ -54,6 +54,7 @@ class Settings:
     chat: bool = False  # every model is asked by the chat template of its own tokenizer
     dtype: Literal["float32", "bfloat16"] = "float32"  # of every model's weights
     remote_code: bool = False  # run what a model's repository brings
+    data_dir: Path | None = None  # of copies of hub data sets
 
     def model(self, location: str, tokenizer: PreTrainedTokenizerBase, role: str) -> PreTrainedModel:
         """Loaded and fitted to its tokenizer. UserError if it cannot be."""
@@ -101,7 +102,8 @@ def audit(students: list[str], teacher: str, settings: Settings, out: Path, cons
     """
     named = names_of(students)
     tokenizer = settings.tokenizer(teacher)
-    tasks = evaluate.load_suite(settings.stem, settings.coding, settings.task_path, chat=tokenizer if settings.chat else None)
+    chat = tokenizer if settings.chat else None
+    tasks = evaluate.load_suite(settings.stem, settings.coding, settings.task_path, chat=chat, data_dir=settings.data_dir)
     evaluate.consent(tasks)
     bench = Bench(tasks, settings, settings.model(teacher, tokenizer, "teacher"), tokenizer, models.weights_digest(teacher), out, console)
     ceiling = bench.measured(TEACHER, teacher)
@@ -171,7 +173,7 @@ class Bench:
         )
 
     def _digest(self, weights: str) -> str:
-        settings = asdict(self.settings) | plan.code(self.settings.task_path) | {"task_path": "", "weights": weights}
+        settings = asdict(self.settings) | plan.code(self.settings.task_path) | {"task_path": "", "data_dir": "", "weights": weights}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -43,6 +43,8 @@ Examples:
 
     opd-bench compare --methods factorial   # prefixes x divergence, and the judge: which part of it helps?
 
+    opd-bench compare --tasks gsm8k_cot,coding,retention --data-dir data --config mine.yaml   # standard tasks, and presets of them
+
     opd-bench compare --budgets 0.25,0.5,1   # learning curves: every arm scored at three budgets
 
     opd-bench compare --match student-tokens --budget 60000   # another axis binds
@@ -90,11 +92,18 @@ Examples:
 """
 
 
+DataDir = Annotated[Path | None, typer.Option(help="folder of copies of hub data sets, each under its id, such as openai/gsm8k")]
+
+
 @app.command(epilog=EXAMPLES)
 def compare(
     tier: Annotated[str, typer.Option(help="student, teacher, tasks and budget in one word")] = "embedded",
     config: Annotated[Path | None, typer.Option(help="YAML laid over the tier's")] = None,
     methods: Annotated[str | None, typer.Option(help="comma-separated names or paths to method files, or a design: factorial")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="comma-separated standard tasks or presets (docs/standard-tasks.md), or GROUP=TASK for any other")
+    ] = None,
+    data_dir: DataDir = None,
     seeds: Annotated[int | None, typer.Option(help="training seeds per method")] = None,
     match: Annotated[str | None, typer.Option(help="what binds: flops, wall-clock, student-tokens, teacher-tokens or dollars")] = None,
     budget: Annotated[float | None, typer.Option(help="per arm, in FLOPs, seconds, tokens or dollars, as --match says")] = None,
@@ -118,6 +127,7 @@ def compare(
     The same command again resumes; a finished comparison returns at once.
     """
     from opd_bench.config import load, read_yaml, selection, size
+    from opd_bench.standard import grouped
 
     sizes = [name for name, chosen in (("smoke", smoke), ("quick", quick), ("controls", controls)) if chosen]
     if len(sizes) > 1:
@@ -128,6 +138,8 @@ def compare(
         os.environ["OPD_BENCH_UNSAFE_CODE"] = "1"
     below, above = selection(methods)
     overlays = [below, *map(size, sizes), read_yaml(config) if config else {}, above]
+    overlays += [{"tasks": grouped(_words(tasks))}] if tasks is not None else []
+    overlays += [{"tasks": {"data_dir": str(data_dir)}}] if data_dir is not None else []
     overlays += [{"seeds": seeds}] if seeds is not None else []
     overlays += [_matched(match, budget, overlays)] if match is not None else []
     overlays += [{"budget": {"limit": budget}}] if budget is not None else []
@@ -157,6 +169,11 @@ def compare(
     report.show(board, console)
     files = "leaderboard.json, leaderboard.md, ledger.jsonl, items.csv, manifest.json and plots"
     console.print(f"\nWritten to {folder}/: {files}.", markup=False, highlight=False)
+
+
+def _words(listed: str) -> list[str]:
+    """The words of a comma-separated list."""
+    return [word.strip() for word in listed.split(",") if word.strip()]
 
 
 def _matched(axis: str, budget: float | None, overlays: list[dict]) -> dict:
@@ -322,7 +339,7 @@ def power(
     """Say how many seeds and items it takes to claim a difference, from the variances of a finished comparison."""
     from opd_bench.power import plan_power, read_scores, show, to_json
 
-    names = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
+    names = None if methods is None else _words(methods)
     plan = plan_power(*read_scores(folder), difference, names)
     if as_json:
         print(to_json(plan))
@@ -334,11 +351,19 @@ def power(
 def audit(
     student: Annotated[list[str], typer.Option(help="a checkpoint: folder or hub id; give it several times to compare them")],
     teacher: Annotated[str, typer.Option(help="folder or hub id")],
-    task: Annotated[list[str], typer.Option(help="lm-eval task or group whose answers are written out; give it several times for several")],
+    task: Annotated[
+        list[str],
+        typer.Option(
+            help="task or group of lm-eval whose answers are written out, or a preset of standard ones; may be given several times"
+        ),
+    ],
     out: Annotated[
         Path, typer.Option(help="folder for audit.md, audit.html, audit.json and figures; an interrupted audit in it is resumed")
     ] = Path("audit"),
-    coding: Annotated[list[str] | None, typer.Option(help="tasks that count as coding; the others are STEM")] = None,
+    coding: Annotated[
+        list[str] | None, typer.Option(help="tasks that count as coding; others do as their catalogue says, or as STEM")
+    ] = None,
+    data_dir: DataDir = None,
     include_path: Annotated[Path | None, typer.Option(help="folder of your own task YAML")] = None,
     exposure_prompts: Annotated[
         int, typer.Option(min=2, help="per task, for what is recorded along rollouts; the report says what they buy")
@@ -359,11 +384,16 @@ def audit(
     from opd_bench.audit import audit as run
     from opd_bench.config import model_location
     from opd_bench.resources import TASKS
+    from opd_bench.standard import BESIDE, grouped
 
     if unsafe_code:
         os.environ["OPD_BENCH_UNSAFE_CODE"] = "1"
     size = (exposure_prompts, limit, max_response, batch_size)
-    settings = Settings(task, coding or [], include_path or TASKS, *size, seed, chat, dtype, trust_remote_code)
+    named = grouped(task, "stem")
+    if beside := [name for group in BESIDE for name in named[group]]:
+        raise UserError(f"an audit is of what models write: leave out {beside[0]}, which counts for no score")
+    named["coding"] += coding or []
+    settings = Settings(named["stem"], named["coding"], include_path or TASKS, *size, seed, chat, dtype, trust_remote_code, data_dir)
     student_folders = [model_location(name, remote_code=trust_remote_code) for name in student]
     found = run(student_folders, model_location(teacher, remote_code=trust_remote_code), settings, out, console)
     for name, words in found.words.items():

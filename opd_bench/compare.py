@@ -268,7 +268,7 @@ def records(config: Config, out: Path, planned: list[Job]) -> tuple[Run, list[Ar
         seeds=sorted({job.seed for job in arms}),
         stem=[task for task, group in suite.groups.items() if group == "stem"],
         coding=[task for task, group in suite.groups.items() if group == "coding"],
-        held_out=[task for task in suite.tasks if task not in suite.scored],
+        held_out={task: group for task, group in suite.groups.items() if task not in suite.scored},
         teacher=_by_task(teacher.folder(out), "greedy"),
         teacher_sampled=_by_task(teacher.folder(out), "sampled"),
         cold_starts=[origin.greedy for origin in origins],

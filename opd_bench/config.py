@@ -38,7 +38,10 @@ class Tasks(_Part):
     stem: list[str] = []
     coding: list[str] = []
     held_out: list[str] = Field([], description="evaluated and shown; they count for no score and are never trained on")
+    retention: list[str] = Field([], description="as held_out: what the students could do before; multiple choice belongs here")
+    robustness: list[str] = Field([], description="as held_out: whether robustness is bought or spent")
     path: str | None = Field(None, description="folder of task YAML; default: the tasks shipped with the package")
+    data_dir: str | None = Field(None, description="folder of copies of hub data sets, each under its id; default: the hub and its cache")
 
 
 class PromptSource(_Part):
@@ -384,7 +387,8 @@ class Config(_Part):
         """Where the models of ``build`` lie."""
         made_from = self.model_dump(mode="json", include={"build", "chat"})
         own = self.build and all(made.shares for made in self.build.models.values())
-        made_from["tasks"] = self.tasks.path if own else self.tasks.model_dump(mode="json")
+        named = {"stem", "coding", "held_out", "path"}
+        made_from["tasks"] = self.tasks.path if own else self.tasks.model_dump(mode="json", include=named)
         return cache_folder() / "built" / f"{self.tier}-{digest(made_from)}"
 
     def source(self, model: str) -> Source:
@@ -417,6 +421,8 @@ def digest(document: dict[str, Any]) -> str:
 
 def determining(document: dict[str, Any]) -> dict[str, Any]:
     """A configuration's document without what bears on no result, such as what may be paid: that may change when a run resumes."""
+    if "tasks" in document:
+        document = {**document, "tasks": {key: value for key, value in document["tasks"].items() if key != "data_dir"}}
     endpoint = (document.get("judge") or {}).get("endpoint")
     if not endpoint:
         return document

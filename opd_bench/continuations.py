@@ -57,8 +57,7 @@ def record(
     Without ``full`` only KL(T‖S) is recorded. UserError for a prompt that leaves no room for a response.
     """
     chosen = suite.first_docs(count)
-    texts = [(task, suite.text(task, doc)) for task, doc in chosen]
-    encoded = encode_prompts(texts, tokenizer, context(student, teacher) - max_response)
+    encoded = encode_prompts(suite.posed(chosen), tokenizer, context(student, teacher) - max_response)
     prompts = Prompts([ids for _, ids in encoded], [task for task, _ in encoded])
     rollouts = Rollouts.of(student, teacher, prompts, max_response=max_response, eos=eos_id(tokenizer), seed=seed, kept=kept)
     values, temperature = along(rollouts, full, kept)

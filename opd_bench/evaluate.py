@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
@@ -27,24 +28,25 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from lm_eval import evaluator
+from lm_eval import tasks as shipped
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
-from lm_eval.defaults import DEFAULT_OTHER_SEED
+from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from lm_eval.models import huggingface
 from lm_eval.tasks import TaskManager
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from opd_bench import sandbox
+from opd_bench import sandbox, standard
 from opd_bench.config import Config
 from opd_bench.errors import UserError, did_you_mean
 from opd_bench.models import chat_text
+from opd_bench.provision import provided
 from opd_bench.rollouts import sample
 from opd_bench.sequences import Prompts
+from opd_bench.standard import BESIDE, GROUPS
 from opd_bench.teachers import Teachers
 
-GROUPS = ("stem", "coding")
-HELD_OUT = "held_out"  # the group of tasks that count for no score and have nothing to train on
 NGRAM = 13  # words in a row that two texts don't share by chance
 HFLM: Any = huggingface.HFLM  # a decorator hides its type
 NEUTRAL = {  # what may stand in a generation config without bending the distribution
@@ -68,7 +70,7 @@ class Item:
 
 @dataclass(frozen=True)
 class TaskSuite:
-    """Loaded tasks by name, and the group each counts for: ``stem``, ``coding`` or ``held_out``."""
+    """Loaded tasks by name, and the group of each: ``stem`` and ``coding`` make the score, those of `standard.BESIDE` count for none."""
 
     tasks: dict[str, Task]
     groups: dict[str, str]
@@ -77,7 +79,7 @@ class TaskSuite:
     @property
     def scored(self) -> dict[str, Task]:
         """The tasks that count for the score, which are also those trained on."""
-        return {name: task for name, task in self.tasks.items() if self.groups[name] != HELD_OUT}
+        return {name: task for name, task in self.tasks.items() if self.groups[name] in GROUPS}
 
     def docs(self, split: Literal["train", "test"]) -> list[tuple[str, Any]]:
         """``(task, document)`` of every training or evaluation document of the tasks that count.
@@ -103,8 +105,22 @@ class TaskSuite:
         return text if self.chat is None else chat_text(self.chat, text)
 
     def text(self, task: str, doc: Any) -> str:
-        """What a model is given for ``doc``."""
+        """What a model is given for a training document."""
         return self.put(str(self.tasks[task].doc_to_text(doc)))
+
+    def posed(self, chosen: Sequence[tuple[str, Any]]) -> list[tuple[str, str]]:
+        """``(task, prompt)`` of documents such as `first_docs`, as `evaluate` puts them: with examples and the beginning of the answer."""
+        for name in {name for name, _ in chosen}:
+            self.tasks[name].set_fewshot_seed(DEFAULT_OTHER_SEED)
+        return [(name, self._posed(self.tasks[name], doc)) for name, doc in chosen]
+
+    def _posed(self, task: Task, doc: Any) -> str:
+        prefix, asked = task.doc_to_prefix(doc), {}
+        if self.chat is not None:
+            template = partial(self.chat.apply_chat_template, tokenize=False, continue_final_message=bool(prefix))
+            asked = {"apply_chat_template": True, "chat_template": template}
+        context: Any = task.fewshot_context
+        return context(doc, task.config.num_fewshot or 0, gen_prefix=prefix, **asked)
 
     def prompts(self, split: Literal["train", "test"]) -> list[tuple[str, str]]:
         """``(task, prompt)`` of every document in `docs`, as a model is given it."""
@@ -158,7 +174,7 @@ def overlap(suite: TaskSuite) -> dict[str, float]:
     """
     train: set[tuple[str, ...]] = set()
     for task in suite.scored.values():
-        for doc in task.training_docs():
+        for doc in task.training_docs() if task.has_training_docs() else ():
             train |= _fingerprints(task, doc)
     return {name: fmean(not train.isdisjoint(_fingerprints(task, doc)) for doc in task.eval_docs) for name, task in suite.tasks.items()}
 
@@ -184,54 +200,120 @@ def _runs(text: str) -> set[tuple[str, ...]]:
 
 
 def load_suite(
-    stem: list[str],
-    coding: list[str],
+    stem: Sequence[str],
+    coding: Sequence[str],
     include_path: Path,
     split: Literal["test", "validation"] = "test",
-    held_out: Sequence[str] = (),
     chat: PreTrainedTokenizerBase | None = None,
+    data_dir: Path | None = None,
+    **beside: Sequence[str],
 ) -> TaskSuite:
     """Load tasks by the name of a task or group, from ``include_path`` first, else from those lm-eval ships.
 
-    With ``split`` "validation" the evaluation documents are the development ones; the test documents and ``held_out`` are out of reach.
-    Raises UserError for an unknown name, a task named twice, a split it does not have, or data that cannot be had.
+    ``beside`` names, by the groups of `standard.BESIDE`, those that count for no score. ``data_dir`` holds copies of hub data sets
+    (`provision.py`). Standard tasks get the settings of their catalogue. With ``split`` "validation" the evaluation documents are the
+    development ones; the test documents and those beside the score are out of reach.
+
+    Raises UserError for an unknown name, a task named twice, a split it does not have, a task that compares likelihoods and would count
+    for the score, or data or packages that cannot be had.
     """
     tasks: dict[str, Task] = {}
     groups: dict[str, str] = {}
-    held_out = held_out if split == "test" else ()
-    with quiet():
-        manager = own = TaskManager(include_path=str(include_path), include_defaults=False)
-        if any(name not in own.task_index for name in [*stem, *coding, *held_out]):
-            manager = TaskManager(include_path=str(include_path))
-        for group, names in zip((*GROUPS, HELD_OUT), (stem, coding, held_out), strict=True):
+    named = {"stem": stem, "coding": coding, **(beside if split == "test" else {})}
+    with quiet(), provided(data_dir):
+        own = TaskManager(include_path=str(include_path), include_defaults=False)
+        manager = _manager(own, include_path, [name for names in named.values() for name in names])
+        for group, names in named.items():
             for name in names:
                 if name not in manager.task_index:
                     near = get_close_matches(name, manager.all_tasks, n=1) or own.all_tasks
                     raise UserError(f"unknown task {name!r}{did_you_mean(name, near)}")
-                try:
-                    loaded = manager.load(name)["tasks"]
-                except Exception as error:  # whatever a data set's loader or a task's own code raises
-                    said = (str(error).splitlines() or [type(error).__name__])[0]
-                    raise UserError(f"cannot load the data of task {name!r}, or there is none: {said}") from error
+                loaded = _loaded(manager, name, None if name in own.task_index else standard.TASKS.get(name))
                 if twice := tasks.keys() & loaded.keys():
                     raise UserError(f"task {min(twice)!r} is named twice; name it once, under stem or coding")
                 tasks |= loaded
                 groups |= dict.fromkeys(loaded, group)
-    if split == "validation":
-        for name, task in tasks.items():
-            if not task.has_validation_docs():
+    for name, task in tasks.items():
+        if groups[name] in GROUPS and task.OUTPUT_TYPE != "generate_until":
+            raise UserError(
+                f"task {name!r} compares the likelihoods of given answers, so it cannot show exposure bias; put it under retention, "
+                "where it is shown and counts for no score"
+            )
+        if split == "validation":
+            if not (task.has_validation_docs() and task.has_test_docs()):
                 raise UserError(f"task {name!r} has no validation split to tune on; choose a task that has one")
             task.config.test_split = None
+        elif task.config.training_split == (task.config.test_split or task.config.validation_split):
+            task.config.training_split = None  # what is evaluated on is not trained on
     suite = TaskSuite(tasks, groups, chat)
     if not suite.scored:
         raise UserError("no tasks to evaluate; name at least one under stem or coding")
     return suite
 
 
+def _manager(own: TaskManager, include_path: Path, names: list[str]) -> TaskManager:
+    """One that knows ``names``: ``own``, or with the folders of standard tasks, or, slowly, with all that lm-eval ships."""
+    foreign = [name for name in names if name not in own.task_index]
+    if not foreign:
+        return own
+    if any(name not in standard.TASKS for name in foreign):
+        return TaskManager(include_path=str(include_path))
+    folders = {str(Path(shipped.__file__).parent / standard.TASKS[name].folder) for name in foreign}
+    return TaskManager(include_path=[*sorted(folders), str(include_path)], include_defaults=False)
+
+
+def _loaded(manager: TaskManager, name: str, known: standard.Standard | None) -> dict[str, Task]:
+    """The tasks of ``name``, with the settings of the catalogue where it is a standard one."""
+    state = random.getstate()
+    random.seed(DEFAULT_RANDOM_SEED)  # some shuffle answers; every process must do it alike, and as the stock command does
+    try:
+        loaded = manager.load(name)["tasks"]
+        if known and known.nltk:
+            import nltk
+
+            nltk.data.find(known.nltk)
+    except UserError as error:
+        raise UserError(f"task {name!r}: {error}") from error
+    except Exception as error:  # whatever a data set's loader or a task's own code raises
+        if known and known.extra and isinstance(error, (ImportError, AssertionError)):
+            raise UserError(f"task {name!r} needs packages that are not installed: run pip install 'lm-eval[{known.extra}]'") from error
+        if known and known.nltk and isinstance(error, LookupError):
+            resource = Path(known.nltk).name
+            raise UserError(f"task {name!r} needs nltk's {resource}: run python -m nltk.downloader {resource}") from error
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"cannot load the data of task {name!r}, or there is none: {said}") from error
+    finally:
+        random.setstate(state)
+    for task in loaded.values() if known else ():
+        _settle(task, known)
+    return loaded
+
+
+def _settle(task: Any, known: standard.Standard) -> None:
+    """Give ``task`` the settings of the catalogue; the first of its filters and of its metrics is the one that counts."""
+    if known.num_fewshot is not None:
+        task.set_config("num_fewshot", known.num_fewshot)
+    if known.max_gen_toks is not None:
+        task.set_config("generation_kwargs", {"max_gen_toks": known.max_gen_toks}, update=True)
+    task._filters.sort(key=lambda one: one.name != known.filter)
+    if known.metric is not None:
+        task._aggregation_list = {known.metric: task._aggregation_list.pop(known.metric), **task._aggregation_list}
+    if known.runs_code:
+        task.config.metadata["sandboxed"] = True  # `provided` saw to it
+
+
 def tasks_of(config: Config, tokenizer: PreTrainedTokenizerBase | None) -> TaskSuite:
     """The tasks of ``config``, as its models with this tokenizer are asked; without one, as they stand."""
     tasks, chat = config.tasks, tokenizer if config.chat else None
-    return load_suite(tasks.stem, tasks.coding, config.task_path, config.evaluation.split, tasks.held_out, chat)
+    beside = {group: getattr(tasks, group) for group in BESIDE}
+    data_dir = Path(tasks.data_dir).expanduser() if tasks.data_dir else None
+    suite = load_suite(tasks.stem, tasks.coding, config.task_path, config.evaluation.split, chat, data_dir, **beside)
+    for name, task in suite.scored.items():
+        if config.privileged and (task.config.num_fewshot or task.config.gen_prefix):
+            raise UserError(
+                f"privileged needs tasks without few-shot examples and without a given beginning of the answer; leave out {name!r}"
+            )
+    return suite
 
 
 def evaluate(
@@ -248,13 +330,14 @@ def evaluate(
     """Score ``model`` on the evaluation documents of ``suite``, in the order of tasks and documents.
 
     Responses are generated as each task says (greedily), or with ``sampled`` from the model's full distribution at
-    temperature 1 under ``seed``. ``max_length`` is the context in tokens (default: the model's), ``limit`` the number
-    of documents per task. Leaves train mode and random states as they were.
+    temperature 1 under ``seed``, and only where a task counts for the score. ``max_length`` is the context in tokens (default: the
+    model's), ``limit`` the number of documents per task. Leaves train mode and random states as they were.
 
     Raises UserError when generated code cannot be run safely, a prompt does not fit the context, or a metric has no
     value per document.
     """
     consent(suite)
+    suite = replace(suite, tasks=suite.scored) if sampled else suite
     with quiet(), undisturbed(model, seed), decoding(suite, sampled):
         # The wrapper around `evaluate`, `simple_evaluate`, would also collect facts about the machine by subprocesses.
         lm = UncutHFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length)
@@ -280,7 +363,7 @@ def evaluate(
 
 def evaluate_each(teachers: Teachers, tokenizer: PreTrainedTokenizerBase, suite: TaskSuite, **settings: Any) -> list[Item]:
     """`evaluate` of every task's own teacher."""
-    items, names = [], list(suite.tasks)
+    items, names = [], list(suite.scored if settings.get("sampled") else suite.tasks)
     for model, places in teachers.groups(names):
         own = replace(suite, tasks={names[place]: suite.tasks[names[place]] for place in places})
         items += evaluate(model, tokenizer, own, **settings)
@@ -320,6 +403,14 @@ class UncutHFLM(HFLM):
                 f"a prompt has {ids_BT.shape[1]} tokens, the context leaves {left_truncate_len} for it; choose another task or model"
             )
         return ids_BT, mask_BT
+
+    def _loglikelihood_tokens(self, requests, *arguments, **options):
+        longest = max((len(context) + len(answer) for _, context, answer in requests), default=0)
+        if longest > self.max_length + 1:  # the last token is never read
+            raise UserError(
+                f"a prompt with its answer has {longest} tokens, the context is {self.max_length}; choose another task or model"
+            )
+        return super()._loglikelihood_tokens(requests, *arguments, **options)
 
     def _model_generate(self, context, max_length, stop, **generation_kwargs):
         """What ``generate`` would write, by our own sampler where a response ends at EOS alone and nothing else bends the distribution."""
@@ -388,8 +479,8 @@ def undisturbed(model: torch.nn.Module, seed: int) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars, and of lm-eval and transformers only errors."""
-    levels = {logger: logger.level for logger in map(logging.getLogger, ("lm_eval", "transformers"))}
+    """No progress bars, and of the libraries below only errors."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("lm_eval", "transformers", "datasets", "huggingface_hub"))}
     initialise = tqdm.__init__
 
     def disabled(self, *args, **kwargs):

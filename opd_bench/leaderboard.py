@@ -20,6 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from opd_bench import judge_audit
 from opd_bench.errors import UserError
+from opd_bench.standard import BESIDE
 
 SCHEMA_FILE = Path(__file__).with_name("leaderboard.schema.json")
 
@@ -66,7 +67,7 @@ class Reference(_Model):
     sampled: Estimate
     stem: Estimate | None
     coding: Estimate | None
-    held_out: dict[str, Estimate]  # by task: those that count for no score
+    held_out: dict[str, Estimate]  # by task: all that count for no score
     exposure: Exposure | None
     retention: Retention | None
 
@@ -189,6 +190,13 @@ class Tasks(_Model):
     stem: list[str]
     coding: list[str]
     held_out: list[str]
+    retention: list[str] = []
+    robustness: list[str] = []
+
+    @property
+    def beside(self) -> dict[str, str]:
+        """The group of each task that counts for no score."""
+        return {task: group for group in BESIDE for task in getattr(self, group)}
 
 
 class Leaderboard(_Model):

@@ -11,7 +11,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from opd_bench import stages, training_prompts
+from opd_bench import stages, standard, training_prompts
 from opd_bench.config import Config, determining
 from opd_bench.errors import UserError
 from opd_bench.methods import label
@@ -25,6 +25,7 @@ MODULES = (
         "behind",
         "bench",
         "checkpointing",
+        "code_eval",
         "continuations",
         "decoder",
         "engine",
@@ -44,13 +45,14 @@ MODULES = (
         "models",
         "privilege",
         "prompts",
+        "provision",
         "retention",
         "rollouts",
         "scoring",
         "stages",
     ),
-    *("sandbox", "sandbox_worker", "sequences", "teacher_cache", "teacher_server", "teachers", "trace", "train", "training_prompts"),
-    *("vllm_sampler", "vllm_server", "vllm_server_sampler", "vllm_worker"),
+    *("sandbox", "sandbox_worker", "sequences", "standard", "teacher_cache", "teacher_server", "teachers", "trace", "train"),
+    *("training_prompts", "vllm_sampler", "vllm_server", "vllm_server_sampler", "vllm_worker"),
 )
 TEACHER, COLD_START = "teacher", "cold_start"
 
@@ -85,7 +87,7 @@ class Job:
 def code(task_path: Path) -> dict[str, str]:
     """Hashes of the modules and of the tasks that determine what is measured."""
     return {
-        "modules": digest_files([PACKAGE / f"{name}.py" for name in MODULES]),
+        "modules": digest_files([*(PACKAGE / f"{name}.py" for name in MODULES), standard.FILE]),
         "tasks": digest_files([path for path in task_path.rglob("*") if path.suffix in (".py", ".yaml")]),
     }
 

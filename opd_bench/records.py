@@ -91,7 +91,7 @@ class Run:
     overlap: dict[str, float]  # share of each task's test items that are met in training
     steps: dict[str, np.ndarray]  # that each item's problem needs; NaN where its task does not say
     contaminated: dict[str, int] = field(default_factory=dict)  # training prompts taken out, by the tasks whose test items they met
-    held_out: list[str] = field(default_factory=list)  # scored, and in no macro score
+    held_out: dict[str, str] = field(default_factory=dict)  # scored, and in no macro score: their group by task
     privileged: bool = False  # the teacher was shown more than the students
     teacher_retention: dict[str, np.ndarray] = field(default_factory=dict)  # as an arm's
     models: dict[str, list[str]] = field(default_factory=dict)  # student and teacher in words

@@ -25,7 +25,7 @@ SCORE_COLUMNS = ["rank", "method", "score", "sampled", "STEM", "coding", "budget
 EXPOSURE_COLUMNS = ["method", "R", "l·ε", "R − l·ε", "ExAccErr", "allowed to see"]
 SCORE_TITLE = "Score (greedy macro; higher is better)"
 EXPOSURE_TITLE = "Exposure bias (nats; R − l·ε: added by own prefixes, lower is better)"
-BESIDE_TITLE = "Beside the score (held-out tasks; general text that the cold start wrote, per token)"
+BESIDE_TITLE = "Beside the score (tasks that count for none; general text that the cold start wrote, per token)"
 KEPT_COLUMNS = ["KL from the start, nats", "gain in its answers' log-likelihood, nats"]
 SPENT_TITLE = "Spent"
 SPENT_COLUMNS = ["method", "FLOPs", "student tokens", "teacher tokens", "seconds"]
@@ -257,15 +257,16 @@ def exposure_rows(board: Leaderboard) -> list[list[str]]:
 def beside_columns(board: Leaderboard) -> list[str]:
     """Nothing where there is nothing beside the score."""
     kept = any(method.retention for method in board.methods)
-    return ["method", *board.tasks.held_out, *KEPT_COLUMNS * kept] if kept or board.tasks.held_out else []
+    tasks = [f"{task} ({group.replace('_', ' ')})" for task, group in board.tasks.beside.items()]
+    return ["method", *tasks, *KEPT_COLUMNS * kept] if kept or tasks else []
 
 
 def beside_rows(board: Leaderboard) -> list[list[str]]:
-    """Held-out scores, and what was worn away of what the cold start could do: teacher, methods by rank, cold start."""
+    """Scores of tasks that count for none, and what was worn away of what the cold start could do: teacher, methods by rank, cold start."""
 
     def row(name: str, of: Reference) -> list[str]:
         kept = [estimate(of.retention.kl), estimate(of.retention.gain)] if of.retention else [NONE, NONE]
-        return [name, *(estimate(of.held_out[task]) for task in board.tasks.held_out), *kept][: len(beside_columns(board))]
+        return [name, *(estimate(of.held_out[task]) for task in board.tasks.beside), *kept][: len(beside_columns(board))]
 
     return [row("teacher", board.teacher), *(row(method.name, method) for method in board.methods), row("cold start", board.cold_start)]
 

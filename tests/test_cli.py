@@ -81,6 +81,8 @@ def test_the_help_stands_for_a_missing_command(program):
         (["compare", "--budgets", "half,1"], r"--budgets half,1: give shares"),
         (["compare", "--budgets", "0.5,0.25,1"], r"budget\.points: .*the smallest first"),
         (["compare", "--budgets", "-0.5,1"], r"budget\.points\.0: .*greater than 0"),
+        (["compare", "--tasks", "gsm8k,humanevl"], r"'humanevl' is no standard task \(did you mean 'humaneval'\?\)"),
+        (["audit", "--student", "a", "--teacher", "b", "--task", "retention"], "leave out arc_challenge, which counts for no score"),
         (["compare", "--methods", ""], "methods: .*at least 1"),
         (["compare", "--methods", "sft, odp"], r"unknown method 'odp' \(did you mean 'opd'\?\)"),
         (["compare", "--methods", "none.py"], r"no method file .*none\.py"),

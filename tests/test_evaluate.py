@@ -310,6 +310,9 @@ class Texts:
     train: list[dict]
     test: list[dict]
 
+    def has_training_docs(self):
+        return True
+
     def training_docs(self):
         return self.train
 

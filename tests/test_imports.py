@@ -12,8 +12,20 @@ from opd_bench.resources import BASELINES, PACKAGE
 
 # From the bottom up. A new module takes its place here.
 ORDER = (
-    *("allocator", "errors", "resources", "procedural", "statistics", "exposure", "sandbox_worker", "sandbox", "ledger", "losses"),
-    *("checkpointing", "flops"),
+    *(
+        "allocator",
+        "errors",
+        "resources",
+        "procedural",
+        "statistics",
+        "exposure",
+        "sandbox_worker",
+        "sandbox",
+        "standard",
+        "ledger",
+        "losses",
+    ),
+    *("code_eval", "provision", "checkpointing", "flops"),
     "clock",
     *("readings", "curves", "sequences", "store", "judge_audit", "records", "gates"),
     *(

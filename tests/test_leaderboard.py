@@ -391,7 +391,7 @@ def test_a_held_out_task_is_shown_and_changes_no_score():
     for one in arms:
         one.greedy.update(word)
     run = run_of(2)
-    run = replace(run, held_out=["words"], teacher={**run.teacher, **word}, cold_starts=[{**run.cold_starts[0], **word}])
+    run = replace(run, held_out={"words": "retention"}, teacher={**run.teacher, **word}, cold_starts=[{**run.cold_starts[0], **word}])
     board = assemble(run, arms)
     assert [method.held_out["words"].mean for method in board.methods] == [0.25, 0.25]
     assert board.teacher.held_out["words"].mean == board.cold_start.held_out["words"].mean == 0.25
@@ -399,7 +399,8 @@ def test_a_held_out_task_is_shown_and_changes_no_score():
         (method.name, method.score, method.rank) for method in plain.methods
     ]
     assert all(not method.held_out for method in plain.methods)
-    assert "| words |" in markdown(board)
+    assert (board.tasks.held_out, board.tasks.retention) == ([], ["words"])
+    assert "| words (retention) |" in markdown(board)
     assert "words" not in markdown(plain)
 
 
