@@ -40,7 +40,7 @@ def build(config: Config, console: Console) -> None:
     if config.build is None:
         raise UserError(f"the tier {config.tier} builds no models: its configuration has no `build`")
     before = config.location(config.build.base)
-    tokenizer = load_tokenizer(before)
+    tokenizer = load_tokenizer(before, eos=config.eos)
     examples = solved(_suite(config, tokenizer), tokenizer)
     for place, name in enumerate(STEPS):
         folder = config.built_folder / name

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from opd_bench.errors import UserError, did_you_mean
 from opd_bench.gates import Limits
+from opd_bench.gpus import Gpu
 from opd_bench.hub import Source, cache_folder, locate
 from opd_bench.ledger import STUDENT_TOKENS, TEACHER_TOKENS, Axis, Dollars, Seconds, Tokens
 from opd_bench.methods import Method, describe, designs, label
@@ -43,7 +44,7 @@ Share = Annotated[float, Field(gt=0, le=0.9)]
 Weight = Annotated[float, Field(allow_inf_nan=False)]
 
 
-AxisName = Literal["flops", "wall-clock", "student-tokens", "teacher-tokens", "dollars"]
+AxisName = Literal["flops", "wall-clock", "gpu-hours", "student-tokens", "teacher-tokens", "dollars"]
 
 
 class Prices(_Part):
@@ -55,12 +56,15 @@ class Prices(_Part):
 
 class Budget(_Part):
     axis: AxisName = "flops"
-    limit: float = Field(gt=0, allow_inf_nan=False, description="per arm, in FLOPs, seconds, tokens or dollars, as the axis says")
+    limit: float = Field(gt=0, allow_inf_nan=False, description="per arm, in FLOPs, seconds, hours, tokens or dollars, as the axis says")
+    gpus: int = Field(1, ge=1, description="of gpu-hours: GPUs that an arm takes up, those of its servers among them")
     prices: Prices | None = None
     points: list[Share] = Field([], description="shares of it at which every arm is scored too, each after a cooldown of its own")
 
     @model_validator(mode="after")
     def _priced(self) -> Self:
+        if self.gpus > 1 and self.axis != "gpu-hours":
+            raise ValueError("budget.gpus is for the axis gpu-hours alone")
         if (self.axis == "dollars") != (self.prices is not None):
             raise ValueError("budget.prices and the axis dollars need each other: give both or neither")
         return self
@@ -104,6 +108,7 @@ class Endpoint(_Part):
     timeout_s: float = Field(120.0, gt=0, allow_inf_nan=False)
 
 
+IDLE = ("log", "gpu")  # keys that bear on no result
 PACE = ("most_dollars", "per_minute", "concurrency", "timeout_s")  # of an endpoint: they bear on no result
 
 
@@ -226,6 +231,7 @@ class Config(_Part):
         description="what the teacher is shown in place of a question: text with {prompt} and columns of its document, {solution}",
     )
     chat: bool = Field(False, description="put prompts to the models as a user's message, by the chat template of their tokenizer")
+    eos: str | None = Field(None, description="token that ends texts of student and teacher; default: their tokenizers', which must agree")
     build: Build | None = None
     seeds: int = Field(8, ge=1)
     first_seed: int = Field(0, ge=0, description="tuning takes seeds that no leaderboard has")
@@ -250,6 +256,8 @@ class Config(_Part):
     methods: dict[str, dict[str, Any]] = Field(min_length=1, description="name: options; `method` among them names another method or file")
     contrasts: dict[str, dict[str, Weight]] = Field({}, description="name: weight by method; a sum of methods that is tested like a pair")
     notes: list[str] = Field([], description="what the report must say of this comparison")
+    log: Literal["tensorboard", "wandb", "trackio"] | None = Field(None, description="where arms log their steps; it bears on no result")
+    gpu: Gpu | None = Field(None, description="what --dry-run estimates for where no step can be run; it bears on no result")
 
     @field_validator("contrasts")
     @classmethod
@@ -295,6 +303,8 @@ class Config(_Part):
             return Dollars("dollars", {**prices.per_million_tokens}, prices.per_exaflop)
         if self.budget.axis == "wall-clock":
             return Seconds("seconds")
+        if self.budget.axis == "gpu-hours":
+            return Seconds("GPU-hours", self.budget.gpus / 3600)
         kinds = {"student-tokens": STUDENT_TOKENS, "teacher-tokens": TEACHER_TOKENS}
         return Tokens(self.budget.axis.replace("-", " "), kinds[self.budget.axis]) if self.budget.axis in kinds else Axis()
 
@@ -310,7 +320,7 @@ class Config(_Part):
     @property
     def built_folder(self) -> Path:
         """Where the models of ``build`` lie."""
-        made_from = self.model_dump(mode="json", include={"build", "chat"})
+        made_from = self.model_dump(mode="json", include={"build", "chat"} | ({"eos"} if self.eos else set()))
         made_from["tasks"] = self.tasks.path if self.build and self.build.shares else self.tasks.model_dump(mode="json")
         return cache_folder() / "built" / f"{self.tier}-{digest(made_from)}"
 
@@ -342,6 +352,7 @@ def digest(document: dict[str, Any]) -> str:
 
 def determining(document: dict[str, Any]) -> dict[str, Any]:
     """A configuration's document without what bears on no result, such as what may be paid: that may change when a run resumes."""
+    document = {key: value for key, value in document.items() if key not in IDLE}
     endpoint = (document.get("judge") or {}).get("endpoint")
     if not endpoint:
         return document

@@ -86,7 +86,7 @@ def examine(config: Config, pair: Pair, longest: int) -> Checked:
             if pair.eos not in ids:
                 warnings.append(
                     f"the {role}'s {where} ends texts with {others}, and its tokenizer with {end!r}: here rollouts end with {end!r} alone; "
-                    "where the model does not write that, they are cut at max_response (set eos_token in both tokenizers' configs)"
+                    "where the model does not write that, they are cut at max_response (set eos: to a token that both write)"
                 )
             elif others:
                 facts.append(f"the {role}'s {where} ends texts with {others}, too; here that ends nothing")
