@@ -49,7 +49,8 @@ def card(config: Config, manifest: dict[str, Any], run: Run, job: Job, record: A
 
 
 def _text(config: Config, manifest: dict[str, Any], run: Run, job: Job, record: ArmRecord) -> str:
-    gap, end, versions = exposure.gap(record.divergences), record.end, manifest["versions"]
+    gap, end = exposure.gap(record.divergences), record.end
+    versions = ", ".join(f"{name} {of}" for name, of in manifest["versions"].items())
     options = {name: value for name, value in job.options if value is not None}
     recipe = [
         ["method", f"{job.name}, {json.dumps(options)}; source and settings {job.run_id}"],
@@ -59,9 +60,7 @@ def _text(config: Config, manifest: dict[str, Any], run: Run, job: Job, record: 
         ["prompts", f"training problems of {', '.join(run.weights)}, in the order of seed {job.seed}"],
         ["budget", f"{run.limit:g} {run.axis}, of which {record.share_spent:.2%} was spent"],
     ]
-    spent = [
-        [kind, f"{flops:.4g}", f"{end.tokens.get(kind, 0):,}", f"{end.seconds.get(kind, 0):.1f}"] for kind, flops in end.flops.items()
-    ]
+    spent = [[kind, f"{flops:.4g}", f"{end.tokens.get(kind, 0):,}", f"{end.seconds.get(kind, 0):.1f}"] for kind, flops in end.flops.items()]
     tasks = [
         [f"{task}{' (held out)' * (task in run.held_out)}", str(record.greedy[task].size), *_means(record, task)]
         for task in (*run.weights, *run.held_out)
@@ -89,12 +88,13 @@ not to be set beside figures of other harnesses.
 
 ## Exposure bias
 
-R {number(gap.regret, 2)}, l·ε {number(gap.per_step, 2)}, R − l·ε {number(gap.excess, 2)} nats: KL(T‖S) summed along a response, on the student's own
-prefixes, on the teacher's, and the difference ({len(record.divergences)} prompts, {gap.length} tokens at most).
+R {number(gap.regret, 2)}, l·ε {number(gap.per_step, 2)}, R − l·ε {number(gap.excess, 2)} nats: KL(T‖S) summed along a response, on the
+student's own prefixes, on the teacher's, and the difference ({len(record.divergences)} prompts, {gap.length} tokens at most).
 
 ## Made by
 
-`{run.command}`, seed {job.seed}, configuration {manifest["config_hash"]}, code {run.commit}; {", ".join(f"{name} {of}" for name, of in versions.items())}.
+`{run.command}`, seed {job.seed}, configuration {manifest["config_hash"]}, code {run.commit}; {versions}.
+
 {said}
 """
 

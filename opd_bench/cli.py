@@ -98,7 +98,9 @@ def compare(
     config: Annotated[Path | None, typer.Option(help="YAML laid over the tier's")] = None,
     methods: Annotated[str | None, typer.Option(help="comma-separated names or paths to method files, or a design: factorial")] = None,
     seeds: Annotated[int | None, typer.Option(help="training seeds per method")] = None,
-    match: Annotated[str | None, typer.Option(help="what binds: flops, wall-clock, gpu-hours, student-tokens, teacher-tokens or dollars")] = None,
+    match: Annotated[
+        str | None, typer.Option(help="what binds: flops, wall-clock, gpu-hours, student-tokens, teacher-tokens or dollars")
+    ] = None,
     budget: Annotated[float | None, typer.Option(help="per arm, in FLOPs, seconds, hours, tokens or dollars, as --match says")] = None,
     budgets: Annotated[str | None, typer.Option(help="shares of it to score at, for learning curves, such as 0.25,0.5,1")] = None,
     exposure_prompts: Annotated[
@@ -177,7 +179,9 @@ def _gpu(name: str) -> dict:
     from opd_bench.gpus import GPUS
 
     if name not in GPUS:
-        raise UserError(f"unknown GPU {name!r}{did_you_mean(name, GPUS)}; one of {', '.join(GPUS)}, or describe it under gpu: in a --config")
+        raise UserError(
+            f"unknown GPU {name!r}{did_you_mean(name, GPUS)}; one of {', '.join(GPUS)}, or describe it under gpu: in a --config"
+        )
     return GPUS[name].model_dump()
 
 

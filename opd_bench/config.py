@@ -57,14 +57,12 @@ class Prices(_Part):
 class Budget(_Part):
     axis: AxisName = "flops"
     limit: float = Field(gt=0, allow_inf_nan=False, description="per arm, in FLOPs, seconds, hours, tokens or dollars, as the axis says")
-    gpus: int = Field(1, ge=1, description="of gpu-hours: GPUs that an arm takes up, those of its servers among them")
+    gpus: int = Field(1, ge=1, description="that an arm takes up, those of its servers among them: for gpu-hours")
     prices: Prices | None = None
     points: list[Share] = Field([], description="shares of it at which every arm is scored too, each after a cooldown of its own")
 
     @model_validator(mode="after")
     def _priced(self) -> Self:
-        if self.gpus > 1 and self.axis != "gpu-hours":
-            raise ValueError("budget.gpus is for the axis gpu-hours alone")
         if (self.axis == "dollars") != (self.prices is not None):
             raise ValueError("budget.prices and the axis dollars need each other: give both or neither")
         return self

@@ -91,8 +91,8 @@ class Dollars(Axis):
 
 @dataclass
 class Seconds(Axis):
-    """Wall seconds of the verbs, ``each`` of which is so many units. What one will take is unknown: FLOPs at the rate of all its kind so far,
-    nothing at first. Where FLOPs are not known, tokens stand for them.
+    """Wall seconds of the verbs, ``each`` so many units. What one will take is unknown: FLOPs at the rate of all its kind so far, nothing
+    at first. Where FLOPs are not known, tokens stand for them.
     """
 
     each: float = 1.0

@@ -92,7 +92,7 @@ def _cannot_load(what: str, location: str, error: Exception) -> str:
 
 
 def load_tokenizer(location: str, *, remote_code: bool = False, eos: str | None = None) -> PreTrainedTokenizerBase:
-    """A tokenizer that pads on the left, and whose texts end with ``eos`` where that is given. UserError if it cannot be loaded or has no EOS."""
+    """A tokenizer that pads on the left and ends texts with ``eos``, if given. UserError if it cannot be loaded or has no EOS."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, padding_side="left", trust_remote_code=remote_code)
     except (OSError, ValueError) as error:
@@ -139,7 +139,8 @@ def agree(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) ->
         )
     if tokenizer.eos_token_id != other.eos_token_id:
         raise UserError(
-            f"student and teacher end with different tokens, {tokenizer.eos_token!r} and {other.eos_token!r}; give both the same eos_token, or set eos: in the configuration"
+            f"student and teacher end with different tokens, {tokenizer.eos_token!r} and {other.eos_token!r}; "
+            "give both the same eos_token, or set eos: in the configuration"
         )
     return tokenizer
 

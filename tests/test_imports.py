@@ -66,6 +66,7 @@ ORDER = (
         "plots",
         "power",
         "preflight",
+        "estimate",
         "card",
         "compare",
         "tune",
