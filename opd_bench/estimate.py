@@ -149,7 +149,7 @@ def estimate(config: Config) -> Estimate:
     memory = {
         **held(config, *sizes, student_flops.adapter_parameters or sizes[0]),
         "keys and values of rollouts": ROWS * longest * student.cache * sampled,
-        "activations": _activations(config, student.config, min(MICRO_TOKENS, max(longest, MICRO_TOKENS // longest * longest))),
+        "activations": _activations(config, student.config, max(longest, MICRO_TOKENS)),
     }
 
     def writer(of: Shape, size: int, read: int, written: int, charged: int) -> _Writer:
