@@ -8,9 +8,11 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -35,6 +37,7 @@ from opd_bench.stages import Recipe, peak_lr, stages_of
 from opd_bench.statistics import auroc
 from opd_bench.teachers import Teachers
 from opd_bench.trace import Counter, worst_case
+from opd_bench.tracking import Log
 from opd_bench.train import Progress, train
 from opd_bench.training_prompts import Pool, Prompt
 
@@ -144,7 +147,7 @@ def workshop(config_json: str) -> Workshop:
     config = Config.model_validate_json(config_json)
     code = {"remote_code": config.trust_remote_code}
     folders = [config.location(name) for name in (*config.students, config.teacher)]
-    pairs = load_pairs(folders[:-1], folders[-1], getattr(torch, config.dtype), **code)
+    pairs = load_pairs(folders[:-1], folders[-1], getattr(torch, config.dtype), eos=config.eos, **code)
     pair = pairs[0]
     suite = evaluate.tasks_of(config, pair.tokenizer)
     room = context(pair.student, pair.teacher) - config.max_response
@@ -190,7 +193,7 @@ def _teachers(config: Config, pair: Pair, suite: evaluate.TaskSuite, encoded: li
             near = did_you_mean(unknown, [*evaluate.GROUPS, *known])
             raise UserError(f"teachers: there is no group, task or source of prompts {unknown!r}{near}")
         location = config.location(model)
-        models[location] = models.get(location) or load_specialist(location, pair, remote_code=config.trust_remote_code)
+        models[location] = models.get(location) or load_specialist(location, pair, eos=config.eos, remote_code=config.trust_remote_code)
         routed |= dict.fromkeys(own, models[location])
     return Teachers(pair.teacher, routed, {tuple(ids): source for source, ids in encoded} if routed else {})
 
@@ -236,17 +239,19 @@ def _rows(documents: Any) -> Any:
 def run(config: Config, job: Job, out: Path, report: Report) -> None:
     """Carry out ``job`` and leave its folder under ``out``. RunError if the method fails, UserError for a full disk."""
     shop = workshop(config.model_dump_json())
-    with store.disk_errors(), store.whole_folder(job.folder(out)) as folder:
+    logged = Log(config.log if job.method else None, job, out)
+    with store.disk_errors(), closing(logged) as log, store.whole_folder(job.folder(out)) as folder:
         start = time.perf_counter()
         summary = {"run_id": job.run_id, "name": job.name, "seed": job.seed, "seconds": {}}
         if job.method is None:
             models = shop.teachers if job.name == TEACHER else Teachers(shop.measured(shop.pairs[job.start].student))
         else:
-            models = Teachers(shop.measured(_train(shop, job, out, folder, summary, report)))
+            models = Teachers(shop.measured(_train(shop, job, out, folder, summary, report, log)))
         apart = (summary["seconds"].get(stage, 0.0) for stage in ("points", "verification"))
         summary["seconds"]["train"] = time.perf_counter() - start - sum(apart)  # with branches
         rows, seconds = _measure(shop, job, models, out, folder, ("greedy", "sampled"), report)
         summary["seconds"] |= seconds
+        log(_means(rows))
         if shop.config.retention.prompts and (job.method or job.name == TEACHER) and not models.routed:
             report("measuring retention", 0.8)
             summary["retention"] = _retention(shop, job, models.default, out)
@@ -258,7 +263,15 @@ def run(config: Config, job: Job, out: Path, report: Report) -> None:
         report("done", 1.0)
 
 
-def _train(shop: Workshop, job: Job, out: Path, folder: Path, summary: dict, report: Report) -> PreTrainedModel:
+def _means(rows: list[dict]) -> dict[str, float]:
+    """Scores by decoding and task."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        found.setdefault(f"{row['decoding']}/{row['task']}", []).append(row["score"])
+    return {name: fmean(values) for name, values in found.items()}
+
+
+def _train(shop: Workshop, job: Job, out: Path, folder: Path, summary: dict, report: Report, log: Log) -> PreTrainedModel:
     """Train ``job`` for its budget and for each smaller one; what those come to is scored at once, in a folder each."""
     budgets, cooldown, steps = shop.config.budgets, shop.config.cooldown, []
     smaller = [budgets[share] for share in shop.config.budget.points]
@@ -271,7 +284,10 @@ def _train(shop: Workshop, job: Job, out: Path, folder: Path, summary: dict, rep
 
     def on_step(progress: Progress) -> None:
         begun = time.perf_counter()
-        steps.append({**asdict(progress), **_verified(shop, _engine(bench))})
+        values = {**asdict(progress), **_verified(shop, _engine(bench))}
+        steps.append({**values})
+        values |= {"flops": sum(bench.ledger.by_kind().values()), "lr_scale": bench.lr_scale()}
+        log(values, progress.step)
         summary["seconds"]["verification"] += time.perf_counter() - begun
         report("training", progress.share)
 

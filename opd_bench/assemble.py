@@ -156,7 +156,8 @@ def _readings(run: Run, by_method: dict[str, list[ArmRecord]]) -> list[dict[str,
     def spent(point: records.CurvePoint) -> readings.Spent:
         return {"flops": {**run.cold_start_flops, **point.flops}, "tokens": point.tokens, "seconds": point.seconds}
 
-    binding = next((ledger for ledger in readings.LEDGERS if ledger.unit == run.axis), readings.DATA_CHARGED)
+    unit = {"GPU-hours": "seconds"}.get(run.axis, run.axis)
+    binding = next((ledger for ledger in readings.LEDGERS if ledger.unit == unit), readings.DATA_CHARGED)
     found = readings.readings({name: [along(arm) for arm in group] for name, group in by_method.items()}, binding)
     return [{**vars(one), "ledger": one.ledger.name, "question": one.ledger.question, "unit": one.ledger.unit} for one in found]
 

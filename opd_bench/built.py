@@ -20,12 +20,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opd_bench import plan, store, supervised
-from opd_bench.config import Build, Config, digest
+from opd_bench.config import Config, digest
 from opd_bench.errors import UserError
 from opd_bench.evaluate import TaskSuite, load_suite, tasks_of
 from opd_bench.hub import SOURCE_FILE
 from opd_bench.models import COLD_START_FILE, cold_start_flops, load_model, load_tokenizer, weights_digest
 from opd_bench.readings import START
+from opd_bench.settings import Build
 from opd_bench.supervised import Example, batches, fit
 
 EVERY = 25  # steps between two checkpoints
@@ -37,7 +38,7 @@ def build(config: Config, console: Console) -> None:
     if config.build is None:
         raise UserError(f"the tier {config.tier} builds no models: its configuration has no `build`")
     base = config.location(config.build.base)
-    tokenizer = load_tokenizer(base)
+    tokenizer = load_tokenizer(base, eos=config.eos)
     examples = solved(_suite(config, tokenizer), tokenizer)
     for place, (name, made) in enumerate(config.build.models.items()):
         folder, before = config.built_folder / name, str(config.built_folder / made.after) if made.after else base

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from opd_bench.errors import RunError, UserError
+from opd_bench.errors import RunError, UserError, did_you_mean
 
 app = typer.Typer(
     help="Compare post-training by distillation under matched, metered compute.",
@@ -49,7 +49,9 @@ Examples:
 
     opd-bench compare --match student-tokens --budget 60000   # another axis binds
 
-    opd-bench compare --config mine.yaml --out results/mine
+    opd-bench compare --config mine.yaml --out results/mine --log tensorboard
+
+    opd-bench compare --tier qwen3 --dry-run --gpu h100   # an estimate, without models or a GPU
 """
 
 TUNE_EXAMPLES = """
@@ -105,8 +107,10 @@ def compare(
     ] = None,
     data_dir: DataDir = None,
     seeds: Annotated[int | None, typer.Option(help="training seeds per method")] = None,
-    match: Annotated[str | None, typer.Option(help="what binds: flops, wall-clock, student-tokens, teacher-tokens or dollars")] = None,
-    budget: Annotated[float | None, typer.Option(help="per arm, in FLOPs, seconds, tokens or dollars, as --match says")] = None,
+    match: Annotated[
+        str | None, typer.Option(help="what binds: flops, wall-clock, gpu-hours, student-tokens, teacher-tokens or dollars")
+    ] = None,
+    budget: Annotated[float | None, typer.Option(help="per arm, in FLOPs, seconds, hours, tokens or dollars, as --match says")] = None,
     budgets: Annotated[str | None, typer.Option(help="shares of it to score at, for learning curves, such as 0.25,0.5,1")] = None,
     exposure_prompts: Annotated[
         int | None, typer.Option(min=2, help="per task, for the exposure-bias figures; they say what N buys")
@@ -119,7 +123,9 @@ def compare(
     smoke: Annotated[bool, typer.Option("--smoke", help="run everything once, in one to two minutes")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="two seeds from one cold start, in about three minutes")] = False,
     controls: Annotated[bool, typer.Option("--controls", help="check the instrument: comparisons whose outcome is known")] = False,
+    log: Annotated[str | None, typer.Option(help="also log steps and scores: tensorboard, wandb or trackio")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and its cost, train nothing")] = False,
+    gpu: Annotated[str | None, typer.Option(help="with --dry-run: estimate for a100, h100 or h200 where no step can be run")] = None,
     unsafe_code: Annotated[bool, typer.Option("--unsafe-code", help="run generated code even where it cannot be isolated")] = False,
 ) -> None:
     """Train every method from the same start under the same budget, score, and rank what may be ranked.
@@ -146,6 +152,8 @@ def compare(
     overlays += [{"budget": {"points": _points(budgets)}}] if budgets is not None else []
     overlays += [{"exposure": {"prompts": exposure_prompts}}] if exposure_prompts is not None else []
     overlays += [{"rollouts": {"staleness": staleness}}] if staleness is not None else []
+    overlays += [{"log": log}] if log is not None else []
+    overlays += [{"gpu": _gpu(gpu)}] if gpu is not None else []
     settings = load(tier, overlays)
     folder = out or Path("results") / f"{'controls' if controls else tier}-{settings.digest}"
     workers, command = jobs or os.cpu_count() or 1, shlex.join(["opd-bench", *sys.argv[1:]])
@@ -182,6 +190,16 @@ def _matched(axis: str, budget: float | None, overlays: list[dict]) -> dict:
     if budget is None and axis != "flops" and not any(part.get("axis") == axis and "limit" in part for part in own):
         raise UserError(f"--match {axis} needs a budget in its own unit: give --budget, too")
     return {"budget": {"axis": axis}}
+
+
+def _gpu(name: str) -> dict:
+    from opd_bench.gpus import GPUS
+
+    if name not in GPUS:
+        raise UserError(
+            f"unknown GPU {name!r}{did_you_mean(name, GPUS)}; one of {', '.join(GPUS)}, or describe it under gpu: in a --config"
+        )
+    return GPUS[name].model_dump()
 
 
 def _points(budgets: str) -> list[float]:

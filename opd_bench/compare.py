@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from opd_bench import judge_audit, judge_report, leaderboard, plots, report, store, suite, training_prompts
+from opd_bench import card, judge_audit, judge_report, leaderboard, plots, report, store, suite, tracking, training_prompts
 from opd_bench.assemble import assemble
 from opd_bench.config import Config, determining
 from opd_bench.errors import RunError, UserError
@@ -74,6 +74,8 @@ def preflight(config: Config, planned: list[Job], workers: int, out: Path) -> di
     from opd_bench import arm, backends, evaluate
     from opd_bench.train import require_one_step
 
+    if config.log:
+        tracking.library(config.log)
     needed = memory(config, workers)
     shop = arm.workshop(config.model_dump_json())
     checked = examine(config, shop.pair, shop.longest)
@@ -305,6 +307,8 @@ def publish(config: Config, out: Path, planned: list[Job]) -> Leaderboard:
     figures = plots.draw_exposure(found, names, out)
     store.write_text(out / "exposure.md", suite.markdown(found, [path.name for path in figures]))
     trained = [job for job in planned if job.method]
+    for job, record in zip(trained, arms, strict=True):
+        card.write(config, store.read_json(out / "manifest.json"), run, job, record, job.folder(out))
     charges = (
         {"method": job.name, "seed": job.seed, **row} for job in trained for row in store.read_jsonl(job.folder(out) / "ledger.jsonl")
     )

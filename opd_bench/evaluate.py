@@ -340,7 +340,7 @@ def evaluate(
     suite = replace(suite, tasks=suite.scored) if sampled else suite
     with quiet(), undisturbed(model, seed), decoding(suite, sampled):
         # The wrapper around `evaluate`, `simple_evaluate`, would also collect facts about the machine by subprocesses.
-        lm = UncutHFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length)
+        lm = UncutHFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length, enable_thinking=False)
         for name, task in suite.tasks.items():
             task.set_fewshot_seed(DEFAULT_OTHER_SEED)
             longest = (task.config.generation_kwargs or {}).get("max_gen_toks", lm.max_gen_toks)

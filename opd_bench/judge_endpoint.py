@@ -34,11 +34,11 @@ from typing import Any
 import torch
 
 from opd_bench.bench import Judgement, Usage
-from opd_bench.config import Endpoint
 from opd_bench.errors import RunError, UserError
 from opd_bench.flops import FlopCount
 from opd_bench.judge import Answer
 from opd_bench.judge_model import Options
+from opd_bench.settings import Endpoint
 from opd_bench.vllm_server import RefusedError, Server
 
 COMPLETIONS = "/chat/completions"

@@ -91,25 +91,25 @@ class Dollars(Axis):
 
 @dataclass
 class Seconds(Axis):
-    """Wall seconds of the verbs. What one will take is unknown: FLOPs at the rate of all its kind so far, nothing at first.
-
-    Where FLOPs are not known, tokens stand for them.
+    """Wall seconds of the verbs, ``each`` so many units. What one will take is unknown: FLOPs at the rate of all its kind so far, nothing
+    at first. Where FLOPs are not known, tokens stand for them.
     """
 
+    each: float = 1.0
     so_far: dict[str, tuple[float, int]] = field(default_factory=dict)  # seconds and FLOPs (or tokens) by kind
     foreseen: ClassVar[bool] = False
 
     def of(self, kind: str, tokens: int, flops: int, seconds: float, dollars: float = 0.0) -> float:
         before = self.so_far.get(kind, (0.0, 0))
         self.so_far[kind] = before[0] + seconds, before[1] + (flops or tokens)
-        return seconds
+        return self.each * seconds
 
     def most(self, kind: str, tokens: int, flops: int, dollars: float = 0.0) -> float:
         seconds, measured = self.so_far.get(kind, (0.0, 0))
-        return (flops or tokens) * seconds / measured if measured else 0.0
+        return self.each * (flops or tokens) * seconds / measured if measured else 0.0
 
     def traced(self) -> Axis:
-        return _Expected(self.unit, self.so_far)
+        return _Expected(self.unit, self.each, self.so_far)
 
 
 class _Expected(Seconds):

@@ -52,13 +52,13 @@ def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
 def chat_text(tokenizer: PreTrainedTokenizerBase, said: str | list[dict[str, str]]) -> str:
     """A user's message, or a conversation, as the tokenizer's chat template puts it, up to where the answer begins.
 
-    UserError if there is no template, or one that refuses it.
+    Templates that can ask a model to think first (Qwen3) ask it not to. UserError if there is no template, or one that refuses it.
     """
     if tokenizer.chat_template is None:
         raise UserError("the tokenizer has no chat template; set chat: false, or give it one")
     messages = [{"role": "user", "content": said}] if isinstance(said, str) else said
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False))
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
         raise UserError(f"the tokenizer's chat template refuses a conversation of {roles}: {error}") from None
@@ -96,12 +96,16 @@ def _cannot_load(what: str, location: str, error: Exception) -> str:
     return f"cannot load a {what} from {location}: {str(error).strip().splitlines()[0]}"
 
 
-def load_tokenizer(location: str, *, remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """A tokenizer that pads on the left. UserError if it cannot be loaded or has no EOS."""
+def load_tokenizer(location: str, *, remote_code: bool = False, eos: str | None = None) -> PreTrainedTokenizerBase:
+    """A tokenizer that pads on the left and ends texts with ``eos``, if given. UserError if it cannot be loaded or has no EOS."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, padding_side="left", trust_remote_code=remote_code)
     except (OSError, ValueError) as error:
         raise UserError(_cannot_load("tokenizer", location, error)) from None
+    if eos is not None:
+        if eos not in tokenizer.get_vocab():
+            raise UserError(f"the tokenizer of {location} has no token {eos!r} to end texts with; choose another eos")
+        tokenizer.eos_token = eos
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {location} has no EOS token, so no rollout would ever end; set eos_token in its config")
     if tokenizer.pad_token_id is None:
@@ -109,16 +113,21 @@ def load_tokenizer(location: str, *, remote_code: bool = False) -> PreTrainedTok
     return tokenizer
 
 
-def load_pairs(students: list[str], teacher: str, dtype: torch.dtype = torch.float32, *, remote_code: bool = False) -> list[Pair]:
-    """Each student, in float32, with the teacher, which is loaded once and has weights of ``dtype``.
+def load_pairs(
+    students: list[str], teacher: str, dtype: torch.dtype = torch.float32, *, remote_code: bool = False, eos: str | None = None
+) -> list[Pair]:
+    """Each student, in float32, with the teacher, which is loaded once and has weights of ``dtype``; all end texts with ``eos``, if given.
 
     UserError unless vocabularies and EOS agree and all students have the same shape.
     """
-    other = load_tokenizer(teacher, remote_code=remote_code)
-    tokenizers = [agree(load_tokenizer(student, remote_code=remote_code), other) for student in students]
+    other = load_tokenizer(teacher, remote_code=remote_code, eos=eos)
+    tokenizers = [agree(load_tokenizer(student, remote_code=remote_code, eos=eos), other) for student in students]
     expert = fitting(load_model(teacher, dtype, remote_code=remote_code), other, "teacher")
     loaded = (fitting(load_model(student, remote_code=remote_code), other, "student") for student in students)
     pairs = [Pair(student, expert, own) for student, own in zip(loaded, tokenizers, strict=True)]
+    for model in (expert, *(pair.student for pair in pairs)) if eos is not None else ():
+        for said in (model.config, model.generation_config):
+            said.eos_token_id = other.eos_token_id
     shapes = [{name: weight.shape for name, weight in pair.student.named_parameters()} for pair in pairs]
     for student, shape in zip(students, shapes, strict=True):
         if shape != shapes[0]:
@@ -126,9 +135,9 @@ def load_pairs(students: list[str], teacher: str, dtype: torch.dtype = torch.flo
     return pairs
 
 
-def load_specialist(location: str, pair: Pair, *, remote_code: bool = False) -> PreTrainedModel:
+def load_specialist(location: str, pair: Pair, *, remote_code: bool = False, eos: str | None = None) -> PreTrainedModel:
     """Another teacher for some of the prompts. UserError unless tokenizer and shape are those of the pair's own teacher."""
-    agree(pair.tokenizer, other := load_tokenizer(location, remote_code=remote_code))
+    agree(pair.tokenizer, other := load_tokenizer(location, remote_code=remote_code, eos=eos))
     model = fitting(load_model(location, pair.teacher.dtype, remote_code=remote_code), other, "teacher")
     if [weight.shape for weight in model.parameters()] != [weight.shape for weight in pair.teacher.parameters()]:
         raise UserError(f"{location} has another shape than the other teacher; teachers of several tasks must be specialists of one base")
@@ -144,7 +153,8 @@ def agree(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) ->
         )
     if tokenizer.eos_token_id != other.eos_token_id:
         raise UserError(
-            f"student and teacher end with different tokens, {tokenizer.eos_token!r} and {other.eos_token!r}; give both the same eos_token"
+            f"student and teacher end with different tokens, {tokenizer.eos_token!r} and {other.eos_token!r}; "
+            "give both the same eos_token, or set eos: in the configuration"
         )
     return tokenizer
 

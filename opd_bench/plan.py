@@ -100,6 +100,19 @@ def digest_files(paths: list[Path]) -> str:
     return digest.hexdigest()
 
 
+def selected(config: Config) -> dict[str, tuple[str, dict]]:
+    """Of every arm's name the method and its options. UserError for an unknown method, a bad method file, or bad options."""
+    found: dict[str, tuple[str, dict]] = {}
+    for name, options in config.methods.items():
+        options = dict(options)
+        method = options.pop("method", name)
+        if label(name) in (*found, TEACHER, COLD_START):
+            raise UserError(f"two arms are called {label(name)!r}; rename one")
+        stages.build(method, options)
+        found[label(name)] = method, options
+    return found
+
+
 def jobs(config: Config) -> list[Job]:
     """References first, then the arms, one method after the other: arms of a seed share teacher text already sampled.
 
@@ -129,13 +142,8 @@ def jobs(config: Config) -> list[Job]:
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     used = range(max(seed % len(students) for seed in seeds) + 1)
     planned = [job(TEACHER, 0, None, {}), *(job(COLD_START, number, None, {}) for number in used)]
-    for name, options in config.methods.items():
-        options = dict(options)
-        method = options.pop("method", name)
-        if any(other.name == label(name) for other in planned):
-            raise UserError(f"two arms are called {label(name)!r}; rename one")
-        stages.build(method, options)
-        planned += [job(label(name), seed, method, options) for seed in seeds]
+    for name, (method, options) in selected(config).items():
+        planned += [job(name, seed, method, options) for seed in seeds]
     return planned
 
 

@@ -93,7 +93,7 @@ def examine(config: Config, pair: Pair, longest: int) -> Checked:
             if pair.eos not in ids:
                 warnings.append(
                     f"the {role}'s {where} ends texts with {others}, and its tokenizer with {end!r}: here rollouts end with {end!r} alone; "
-                    "where the model does not write that, they are cut at max_response (set eos_token in both tokenizers' configs)"
+                    "where the model does not write that, they are cut at max_response (set eos: to a token that both write)"
                 )
             elif others:
                 facts.append(f"the {role}'s {where} ends texts with {others}, too; here that ends nothing")
@@ -137,6 +137,16 @@ def parameters(folder: str) -> int:
     return count
 
 
+def held(config: Config, student: int, teacher: int, trained: int) -> dict[str, int]:
+    """Bytes that a process which trains holds, by part, given the weights of either model and how many of the student's are trained."""
+    return {
+        "models": len(config.students) * 4 * student + BYTES[config.dtype] * teacher,
+        "a student with gradients and moments": 4 * student + (4 + MOMENTS) * trained,
+        "weights that write rollouts": BYTES[config.rollouts.dtype] * student + 4 * student * config.rollouts.staleness,
+        "a branch": (4 * (0 if config.lora else student) + (4 + MOMENTS) * trained) if config.budget.points else 0,
+    }
+
+
 def memory(config: Config, workers: int, free: int | None = None) -> str:
     """What ``workers`` arms side by side and the program around them need at least, and what is free (bytes; default: as it is now).
 
@@ -149,15 +159,12 @@ def memory(config: Config, workers: int, free: int | None = None) -> str:
     if config.lora:
         said = AutoConfig.from_pretrained(folder, trust_remote_code=code)
         trained = flop_count(said, lora_rank=config.lora.rank, remote_code=code).adapter_parameters
-    held = len(config.students) * 4 * student + BYTES[config.dtype] * teacher  # by every process
-    training = 4 * student + (4 + MOMENTS) * trained
-    writing = BYTES[config.rollouts.dtype] * student + 4 * student * config.rollouts.staleness
-    branch = (4 * (0 if config.lora else student) + (4 + MOMENTS) * trained) if config.budget.points else 0
-    least, free = held + workers * (held + training), psutil.virtual_memory().available if free is None else free
+    models, training, *others = held(config, student, teacher, trained).values()  # the models are held by this process, too
+    least, free = models + workers * (models + training), psutil.virtual_memory().available if free is None else free
     if least > free:
         raise UserError(
             f"{workers} arms side by side need {least / GIB:.1f} GiB at least, and {free / GIB:.1f} GiB are free; "
             "lower --jobs, set dtype: bfloat16 (the teacher's) or lora: {rank: 16}, name fewer students, or take smaller models"
         )
-    arm = held + training + writing + branch
+    arm = models + training + sum(others)
     return f"memory: about {arm / GIB:.2f} GiB an arm without activations, {workers} at once; {free / GIB:.1f} GiB are free"

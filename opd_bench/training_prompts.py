@@ -24,11 +24,11 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from opd_bench.config import PromptSource
 from opd_bench.errors import UserError, did_you_mean
 from opd_bench.hub import COMMIT, HUB_NAME
 from opd_bench.models import chat_text
 from opd_bench.privilege import told
+from opd_bench.settings import PromptSource
 
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 

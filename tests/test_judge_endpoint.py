@@ -16,12 +16,12 @@ import pytest
 import torch
 
 from opd_bench import vllm_server
-from opd_bench.config import Endpoint
 from opd_bench.errors import RunError, UserError
 from opd_bench.judge import Answer
 from opd_bench.judge_endpoint import GARBAGE, RECENT, EndpointJudge, written_word
 from opd_bench.judge_model import RATING, YES_NO, Options, rating, yes_or_no
 from opd_bench.ledger import Dollars, Ledger, OverBudgetError
+from opd_bench.settings import Endpoint
 from opd_bench.vllm_server import TRIES
 
 KEY = "a key that must never be shown"

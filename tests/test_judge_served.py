@@ -20,12 +20,12 @@ from urllib.request import urlopen
 
 import pytest
 
-from opd_bench.config import Endpoint
 from opd_bench.judge import Answer
 from opd_bench.judge_endpoint import EndpointJudge
 from opd_bench.judge_model import CheckJudge, yes_or_no
 from opd_bench.models import load_model, load_tokenizer
 from opd_bench.resources import EMBEDDED, task_module
+from opd_bench.settings import Endpoint
 
 NEEDED = ("fastapi", "uvicorn", "openai")
 PROGRAM = Path(sys.executable).with_name("transformers")

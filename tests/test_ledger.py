@@ -112,6 +112,7 @@ AXES = {
     "student tokens": Tokens("student tokens", STUDENT_TOKENS),
     "dollars": Dollars("dollars", {"judge": 2.0}, exaflop=3.0),
     "seconds": Seconds("seconds"),
+    "hours of two GPUs": Seconds("GPU-hours", 2 / 3600),
 }
 
 
@@ -123,7 +124,10 @@ def spend(axis: Axis, limit: float | None = None) -> Ledger:
     return ledger
 
 
-@pytest.mark.parametrize(("name", "spent"), [("FLOPs", 1.1e18), ("student tokens", 5), ("dollars", 2.3), ("seconds", 2.0)])
+SPENT = [("FLOPs", 1.1e18), ("student tokens", 5), ("dollars", 2.3), ("seconds", 2.0), ("hours of two GPUs", 4 / 3600)]
+
+
+@pytest.mark.parametrize(("name", "spent"), SPENT)
 def test_an_axis_decides_what_counts_and_all_is_written_down_whichever_binds(name: str, spent: float):
     ledger = spend(AXES[name])
     assert ledger.spent == pytest.approx(spent)
@@ -146,15 +150,16 @@ def test_a_verb_that_fails_is_charged_its_most_tokens():
     assert (ledger.spent, ledger.charges[0].tokens) == (8, 8)
 
 
-def test_seconds_are_expected_at_the_rate_so_far_and_a_trace_does_not_change_it():
-    axis = Seconds("seconds")
+@pytest.mark.parametrize("each", [1.0, 2 / 3600])
+def test_seconds_are_expected_at_the_rate_so_far_and_a_trace_does_not_change_it(each: float):
+    axis = Seconds("time", each)
     assert axis.most("judge", 1, 100) == 0
     spend(axis)
-    assert axis.most("judge", 1, 10**19) == pytest.approx(5)
-    traced = Ledger(4.0, axis.traced())
+    assert axis.most("judge", 1, 10**19) == pytest.approx(5 * each)
+    traced = Ledger(4.0 * each, axis.traced())
     with pytest.raises(OverBudgetError), traced.reserve("judge", 10**19):
         pass
     with traced.reserve("judge", 6 * 10**18) as bill:
         bill.settle(6 * 10**18, 1, 0.0)
-    assert traced.spent == pytest.approx(3)
-    assert axis.most("judge", 1, 10**19) == pytest.approx(5)
+    assert traced.spent == pytest.approx(3 * each)
+    assert axis.most("judge", 1, 10**19) == pytest.approx(5 * each)

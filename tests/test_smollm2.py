@@ -15,7 +15,6 @@ import torch
 from test_samplers import NEEDS_VLLM, assert_logprobs, seeded, serving
 from transformers import PreTrainedModel
 
-from opd_bench.config import Endpoint
 from opd_bench.engine import TorchEngine
 from opd_bench.judge import Answer
 from opd_bench.judge_endpoint import TOP, EndpointJudge
@@ -25,6 +24,7 @@ from opd_bench.models import chat_text
 from opd_bench.rollouts import sample
 from opd_bench.scoring import ModelTeacher, Teacher, signal_error
 from opd_bench.sequences import Prompts
+from opd_bench.settings import Endpoint
 from opd_bench.teacher_server import PROBE, ServerTeacher
 from opd_bench.vllm_sampler import VLLMSampler
 

@@ -23,7 +23,6 @@ from test_evaluate import TEMPLATE, Texts
 
 from opd_bench import evaluate, training_prompts
 from opd_bench.arm import workshop
-from opd_bench.config import PromptSource
 from opd_bench.config import load as load_config
 from opd_bench.errors import UserError
 from opd_bench.evaluate import TaskSuite, load_suite
@@ -32,6 +31,7 @@ from opd_bench.preflight import pinned
 from opd_bench.privilege import privilege_of
 from opd_bench.prompts import Stream
 from opd_bench.resources import TASKS
+from opd_bench.settings import PromptSource
 from opd_bench.training_prompts import Pool, Prompt, load, said
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
