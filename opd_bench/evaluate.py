@@ -213,7 +213,7 @@ def load_suite(
                     raise UserError(f"unknown task {name!r}{did_you_mean(name, near)}")
                 loaded = _loaded(manager, name, None if name in own.task_index else standard.TASKS.get(name))
                 if twice := tasks.keys() & loaded.keys():
-                    raise UserError(f"task {min(twice)!r} is named twice; name it once, under stem or coding")
+                    raise UserError(f"task {min(twice)!r} is named twice; name it once, in one group")
                 tasks |= loaded
                 groups |= dict.fromkeys(loaded, group)
     for name, task in tasks.items():
@@ -293,7 +293,9 @@ def tasks_of(config: Config, tokenizer: PreTrainedTokenizerBase | None) -> TaskS
     suite = load_suite(tasks.stem, tasks.coding, config.task_path, config.evaluation.split, chat, data_dir, **beside)
     for name, task in suite.scored.items():
         if config.privileged and (task.config.num_fewshot or task.config.gen_prefix):
-            raise UserError(f"privileged needs tasks without few-shot examples and without a given beginning of the answer; leave out {name!r}")
+            raise UserError(
+                f"privileged needs tasks without few-shot examples and without a given beginning of the answer; leave out {name!r}"
+            )
     return suite
 
 
