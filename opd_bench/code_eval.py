@@ -63,7 +63,8 @@ class CodeEval:
 
 
 def _importable(test: str) -> None:
-    names = [alias.name for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Import) for alias in node.names]
-    names += [node.module or "" for node in ast.walk(ast.parse(test)) if isinstance(node, ast.ImportFrom)]
+    nodes = list(ast.walk(ast.parse(test)))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)]
     if missing := next((name for name in names if name.partition(".")[0] not in sys.stdlib_module_names), None):
         raise UserError(f"tests that import {missing} cannot run in the sandbox, which has the standard library alone; choose another task")

@@ -230,7 +230,7 @@ def load_suite(
                     raise UserError(f"unknown task {name!r}{did_you_mean(name, near)}")
                 loaded = _loaded(manager, name, None if name in own.task_index else standard.TASKS.get(name))
                 if twice := tasks.keys() & loaded.keys():
-                    raise UserError(f"task {min(twice)!r} is named twice; name it once, under stem or coding")
+                    raise UserError(f"task {min(twice)!r} is named twice; name it once, in one group")
                 tasks |= loaded
                 groups |= dict.fromkeys(loaded, group)
     for name, task in tasks.items():

@@ -23,8 +23,10 @@ from opd_bench.errors import UserError
 def provided(data_dir: Path | None) -> Iterator[None]:
     """For as long as this lasts ``load_dataset`` prefers ``data_dir/<hub id>``, and ``evaluate.load("code_eval")`` is our sandbox.
 
-    Inside, a hub data set that cannot be had is a UserError that says how to provide it.
+    UserError without that folder and, inside, for a hub data set that cannot be had, with how to provide it.
     """
+    if data_dir and not data_dir.is_dir():
+        raise UserError(f"there is no folder {data_dir} of data sets")
     load_dataset, load_metric = datasets.load_dataset, hf_evaluate.load
 
     def local_first(path: str, *arguments: Any, **options: Any) -> Any:

@@ -228,11 +228,14 @@ def test_a_missing_data_set_is_named_with_how_to_provide_it(monkeypatch, tmp_pat
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    (tmp_path / "copies").mkdir()
     with pytest.raises(UserError, match=said):
         load_suite([], [], TASKS, data_dir=folder and tmp_path / folder, retention=[name])
 
 
-def test_a_damaged_copy_is_named(tmp_path):
+def test_a_damaged_copy_is_named_and_a_missing_folder(tmp_path):
+    with pytest.raises(UserError, match=r"there is no folder \S*dta of data sets"):
+        load_suite(["gsm8k"], [], TASKS, data_dir=tmp_path / "dta")
     (tmp_path / "allenai/sciq").mkdir(parents=True)
     with pytest.raises(UserError, match=r"the copy of the data set allenai/sciq in .* cannot be read"):
         load_suite([], [], TASKS, data_dir=tmp_path, retention=["sciq"])
