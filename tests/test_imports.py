@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,7 @@ WORKERS = {
 METHODS = {path.stem for path in BASELINES.glob("*.py")}
 
 
+@cache
 def sources() -> dict[str, ast.Module]:
     return {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
 
