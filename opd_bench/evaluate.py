@@ -284,8 +284,9 @@ def _loaded(manager: TaskManager, name: str, known: standard.Standard | None) ->
         raise UserError(f"cannot load the data of task {name!r}, or there is none: {said}") from error
     finally:
         random.setstate(state)
-    for task in loaded.values() if known else ():
-        _settle(task, known)
+    if known:
+        for task in loaded.values():
+            _settle(task, known)
     return loaded
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import datasets
 import lm_eval.tasks
 import pytest
+from datasets.exceptions import DatasetNotFoundError
 from hub_copies import write_all
 from lm_eval.tasks import TaskManager
 
@@ -28,7 +29,7 @@ ROOM = 4096  # tokens of context
 def data(tmp_path_factory):
     """The folder of copies; what is made of them is kept beside it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
         patch.delenv("HF_ALLOW_CODE_EVAL", raising=False)
         patch.delenv(sandbox.CONSENT, raising=False)
         yield write_all(tmp_path_factory.mktemp("data"))
@@ -37,8 +38,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def suite(data):
     named = grouped(["gsm8k", "gsm8k_cot", "gpqa_diamond_cot_zeroshot", "humaneval", "humaneval_instruct", "mbpp", "mbpp_instruct"])
-    beside = {"retention": ["arc_challenge"], "robustness": ["truthfulqa_gen"]}
-    return load_suite(named["stem"], named["coding"], TASKS, data_dir=data, **beside)
+    return load_suite(named["stem"], named["coding"], TASKS, data_dir=data, retention=["arc_challenge"], robustness=["truthfulqa_gen"])
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_the_filter_of_the_catalogue_counts_and_shuffled_answers_stay_where_they
     name = "gpqa_diamond_cot_zeroshot"
     docs = list(suite.tasks[name].eval_docs)
     assert len({doc["answer"] for doc in docs}) > 1
-    assert [doc["answer"] for doc in load_suite([name], [], TASKS, data_dir=data).tasks[name].eval_docs] == [doc["answer"] for doc in docs]
+    assert list(load_suite([name], [], TASKS, data_dir=data).tasks[name].eval_docs) == docs
     assert suite.score(name, docs, [f"Not (A), but {doc['answer']}!" for doc in docs]) == [1.0] * len(docs)
 
 
@@ -220,7 +220,7 @@ def test_multiple_choice_counts_for_no_score(data, group):
             None,
             r"gated: accept its licence at https://\S+/Idavidrein/gpqa and run hf auth login",
         ),
-        ("winogrande", datasets.exceptions.DatasetNotFoundError("It is a gated dataset."), None, "hf auth login"),
+        ("winogrande", DatasetNotFoundError("It is a gated dataset."), None, "hf auth login"),
     ],
 )
 def test_a_missing_data_set_is_named_with_how_to_provide_it(monkeypatch, tmp_path, name, error, folder, said):
