@@ -283,12 +283,12 @@ def test_the_command_prints_a_verdict_per_property_and_a_table_and_leaves_json(p
 
 
 def test_options_come_from_a_comparisons_yaml(program, tmp_path):
-    text, wrong = "{method: opd, like: opd, prefixes: teacher}", "{method: opd, prefixes: nobody}"
+    text, wrong = "{method: opd, like: opd, on_policy: 0}", "{method: opd, on_policy: nobody}"
     (tmp_path / "mine.yaml").write_text(f"methods:\n  text: {text}\n  wrong: {wrong}\n")
     code, out, err = program("check", "text", "--config", "mine.yaml")
     assert (code, err) == (0, "")
     assert out.startswith("text: fair")
-    for name, said in (("wrong", "prefixes"), ("txt", "did you mean 'text'")):
+    for name, said in (("wrong", "on_policy"), ("txt", "did you mean 'text'")):
         code, out, err = program("check", name, "--config", "mine.yaml")
         assert (code, out) == (2, "")
         assert re.fullmatch(rf"error: [^\n]*{said}[^\n]*\n", err)

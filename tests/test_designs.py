@@ -56,10 +56,10 @@ def test_the_cells_differ_in_their_factors_alone():
 
 def test_effects_are_those_of_the_two_by_two():
     contrasts = designed().contrasts
-    sign = {"student": 1, "teacher": -1, "reverse_kl": 1, "forward_kl": -1}
+    sign = {1: 1, 0: -1, "reverse_kl": 1, "forward_kl": -1}
     prefixes, divergence, interaction = list(contrasts.values())[:3]
     for name, factors in CELLS.items():
-        one, other = sign[factors["prefixes"]], sign[factors["divergence"]]
+        one, other = sign[factors["on_policy"]], sign[factors["divergence"]]
         assert (prefixes[name], divergence[name], interaction[name]) == (one / 2, other / 2, one * other)
 
 

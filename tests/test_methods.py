@@ -73,7 +73,7 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_bad_options_are_refused():
     assert "did you mean 'epochs'?" in complaint(lambda: find("sft").build({"epoch": 2}))
     assert "lr" in complaint(lambda: find("sft").build({"lr": -1.0}))
-    assert "prefixes" in complaint(lambda: find("opd").build({"prefixes": "ground truth"}))
+    assert "on_policy" in complaint(lambda: find("opd").build({"on_policy": 1.5}))
 
 
 def test_an_unknown_divergence_is_met_before_training(rig):
@@ -99,10 +99,10 @@ def test_a_step_that_raises_is_named(tmp_path, rig):
 
 def test_prefixes_and_divergence_are_free_of_each_other(rig):
     """The 2 x 2 of who writes and which divergence needs no new method."""
-    for prefixes, seen in (("student", ["teacher distributions"]), ("teacher", ["teacher text", "teacher distributions"])):
+    for share, seen in ((1, ["teacher distributions"]), (0, ["teacher text", "teacher distributions"])):
         for name in ("forward_kl", "reverse_kl"):
             bench = rig(batch=4).bench
-            find("opd").build({"prefixes": prefixes, "divergence": name}).step(bench)
+            find("opd").build({"on_policy": share, "divergence": name}).step(bench)
             assert bench.ledger.saw() == seen
 
 
