@@ -107,7 +107,8 @@ def test_commands_in_documents_name_existing_options_methods_and_tiers():
                 if flag == "--tier":
                     assert value in tiers()
                 if flag == "--methods":
-                    assert all(name in {**shipped(), **designs()} or "/" in name for name in value.split(","))
+                    names = [part.partition(":")[0] for name in value.split(",") for part in name.split("+")]
+                    assert all(name in {**shipped(), **designs()} or "/" in name for name in names)
 
 
 def test_citation_is_yaml_of_this_version():
