@@ -19,8 +19,8 @@ class Gpu(BaseModel):
     peak_bytes: float = Field(gt=0, description="bytes a second from its memory")
     memory: float = Field(gt=0, description="GiB")
     dollars_per_hour: float = Field(ge=0, description="of one GPU")
-    utilisation: float = Field(0.4, gt=0, le=1, description="share of either peak that is assumed to be reached")
-    longest_prompt: int = Field(512, ge=1, description="tokens that are assumed, as no training data are loaded")
+    utilisation: float = Field(default=0.4, gt=0, le=1, description="share of either peak that is assumed to be reached")
+    longest_prompt: int = Field(default=512, ge=1, description="tokens that are assumed, as no training data are loaded")
 
     def seconds(self, flops: float, traffic: float = 0.0) -> float:
         """What work of so many FLOPs takes that reads so many bytes: whichever of the two takes longer."""

@@ -97,7 +97,7 @@ def train(
 
 def _left(ledger: Ledger, until: float) -> float:
     """Of the budget, up to the share at which a stage ends."""
-    return ledger.left if until == 1 else ledger.left - (1 - until) * ledger.limit
+    return ledger.left if until == 1 or ledger.limit is None else ledger.left - (1 - until) * ledger.limit
 
 
 def _must_part(method: Method, bench: Bench, counter: Counter, cooldown: float, limit: float) -> bool:
