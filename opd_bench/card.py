@@ -43,6 +43,7 @@ def card(config: Config, manifest: dict[str, Any], run: Run, job: Job, record: A
             EvalResult("text-generation", task, task, "score", float(of[task].mean()), metric_name=f"{decoding} score by opd-bench")
             for task in (*run.weights, *run.held_out)
             for decoding, of in scores.items()
+            if task in of  # those that count for no score are not sampled
         ],
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_text(config, manifest, run, job, record)}")
@@ -104,4 +105,4 @@ def _table(columns: list[str], rows: list[list[str]]) -> str:
 
 
 def _means(record: ArmRecord, task: str) -> list[str]:
-    return [number(float(of[task].mean()), 3) for of in (record.greedy, record.sampled)]
+    return [number(float(of[task].mean()), 3) if task in of else "" for of in (record.greedy, record.sampled)]

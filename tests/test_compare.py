@@ -21,6 +21,7 @@ from opd_bench.config import load
 from opd_bench.embedded.fit import new_llama
 from opd_bench.errors import RunError, UserError
 from opd_bench.plan import jobs
+from opd_bench.teachers import Teachers
 from opd_bench.trace import worst_case
 
 METHODS = ("sft", "offline_kd", "opd", "opd_rlaif")
@@ -200,7 +201,7 @@ def test_a_student_with_the_teachers_weights_has_no_gap_in_a_precision_that_only
     assert store.load_recording(start.folder(tmp_path) / "recording.npz").along["forward_kl"].student_NT.max() == 0
     shop = arm.workshop(config.model_dump_json())
     assert shop.pair.student.dtype == torch.float32
-    as_it_trains = shop.record(shop.pair.student, 0, tmp_path / "as it trains", full=False, continued=0)
+    as_it_trains = shop.record(Teachers(shop.pair.student), 0, tmp_path / "as it trains", full=False, continued=0)
     assert as_it_trains.along["forward_kl"].student_NT.max() > 0
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import replace
 
 import huggingface_hub
 import pytest
@@ -19,6 +18,7 @@ from opd_bench.evaluate import evaluate, load_suite, scores
 from opd_bench.models import Pair, load_model, load_pairs, load_tokenizer
 from opd_bench.preflight import FEW, GIB, examine, headroom, memory, named, parameters, pinned, sources
 from opd_bench.resources import EMBEDDED, TASKS
+from opd_bench.teachers import Teachers
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -118,11 +118,11 @@ def test_headroom_is_looked_for_on_a_few_items_before_anything_trains():
     suite = load_suite(["opd_bench_arithmetic"], [], TASKS)
     teacher, student = (load_model(str(EMBEDDED / name)) for name in ("teacher", "student-0"))
     pair = Pair(student, teacher, load_tokenizer(str(EMBEDDED / "teacher")))
-    room = headroom(pair, suite, 16)
+    room = headroom(pair, Teachers(teacher), suite, 16)
     assert not room.warnings
     said = re.fullmatch(rf"on {FEW} items a task the teacher scores (1\.00|0\.9\d) and the first cold start (0\.\d\d)", room.facts[0])
     assert said
     items = evaluate(student, pair.tokenizer, suite, limit=FEW, batch_size=16)
     assert float(said[2]) == round(scores(items, suite)["score"], 2)
-    (warning,) = headroom(replace(pair, teacher=student), suite, 16).warnings
+    (warning,) = headroom(pair, Teachers(student), suite, 16).warnings
     assert "nothing to distil" in warning
