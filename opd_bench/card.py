@@ -53,19 +53,18 @@ def _text(config: Config, manifest: dict[str, Any], run: Run, job: Job, record: 
     gap, end = exposure.gap(record.divergences), record.end
     versions = ", ".join(f"{name} {of}" for name, of in manifest["versions"].items())
     options = {name: value for name, value in job.options if value is not None}
+    prompts = ", ".join(source.called for source in config.prompts) or f"training problems of {', '.join(run.weights)}"
     recipe = [
         ["method", f"{job.name}, {json.dumps(options)}; source and settings {job.run_id}"],
         ["was shown", ", ".join(record.saw) or "nothing of the teacher's"],
         ["teacher", *run.models["teacher"]],
         ["began from", run.models["student"][job.start]],
-        ["prompts", f"training problems of {', '.join(run.weights)}, in the order of seed {job.seed}"],
+        ["prompts", f"{prompts}, in the order of seed {job.seed}"],
         ["budget", f"{run.limit:g} {run.axis}, of which {record.share_spent:.2%} was spent"],
     ]
     spent = [[kind, f"{flops:.4g}", f"{end.tokens.get(kind, 0):,}", f"{end.seconds.get(kind, 0):.1f}"] for kind, flops in end.flops.items()]
-    tasks = [
-        [f"{task}{' (held out)' * (task in run.held_out)}", str(record.greedy[task].size), *_means(record, task)]
-        for task in (*run.weights, *run.held_out)
-    ]
+    beside = {task: f" ({group.replace('_', ' ')})" for task, group in run.held_out.items()}
+    tasks = [[task + beside.get(task, ""), str(record.greedy[task].size), *_means(record, task)] for task in (*run.weights, *run.held_out)]
     macro = ["mean of STEM and coding", "", *(number(run.macro(of), 3) for of in (record.greedy, record.sampled))]
     said = "\n".join(f"- {note}" for note in run.notes)
     return f"""# {job.label}
