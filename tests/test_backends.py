@@ -15,6 +15,7 @@ from opd_bench.errors import UserError
 from opd_bench.models import load_pairs
 from opd_bench.scoring import ModelTeacher
 from opd_bench.teacher_cache import CachedTeacher
+from opd_bench.teachers import Teachers
 
 PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [14, 15]]
 
@@ -26,7 +27,7 @@ def pair(pair_folders):
 
 def test_by_default_the_models_themselves_sample_and_score(pair_folders, pair, tmp_path):
     config = configured(pair_folders)
-    assert backends.teacher_of(config, pair, 40, tmp_path) == ModelTeacher(pair.teacher)
+    assert backends.teacher_of(config, pair, alone := Teachers(pair.teacher), 40, tmp_path) == alone
     assert backends.sampler_of(config, 40).func is backends.sample  # pyright: ignore[reportFunctionMemberAccess]
     assert backends.check_teacher(config, pair, PROMPTS, 40) is None
 

@@ -7,6 +7,7 @@ import torch
 from conftest import EOS, tiny_llama
 
 from opd_bench import prompts as prompts_module
+from opd_bench import teachers
 from opd_bench.errors import UserError
 from opd_bench.prompts import Corpus, Stream, encode_prompts
 from opd_bench.teachers import Teachers
@@ -50,7 +51,7 @@ def test_teacher_text_is_sampled_once_and_is_the_same_however_it_is_read(tmp_pat
         assert texts.ids_BT[row, : texts.prompt_B[row]].tolist() == ids
     backwards, _ = corpus("two")([9, 4, 0])
     assert [backwards.response(place) for place in range(3)] == [texts.response(row) for row in (9, 4, 0)]
-    monkeypatch.setattr(prompts_module, "sample", None)  # another arm finds the text on disk, and pays what it cost
+    monkeypatch.setattr(teachers, "sample", None)  # another arm finds the text on disk, and pays what it cost
     again, again_s = corpus("one")(range(10))
     assert torch.equal(again.ids_BT, texts.ids_BT)
     assert again_s == pytest.approx(seconds)
