@@ -27,7 +27,7 @@ def base(tokenizer, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_tier_builds_its_models_and_compares_methods_on_them(program, base, tmp_path):
     small = {
-        "build": {"base": str(base), "start": 2, "specialist": 2, "batch_tokens": 512},
+        "build": {"base": str(base), "models": {"start": {"steps": 2}, "specialist": {"steps": 2}}, "batch_tokens": 512},
         "tasks": {"stem": ["opd_bench_calendar_arithmetic"]},
         "seeds": 1,
         "threads": 1,
@@ -53,6 +53,8 @@ def test_the_tier_builds_its_models_and_compares_methods_on_them(program, base, 
         "stem": ["opd_bench_calendar_arithmetic"],
         "coding": ["opd_bench_write_function"],
         "held_out": ["opd_bench_gsm_symbolic"],
+        "retention": [],
+        "robustness": [],
     }
     for model in [board["teacher"], board["cold_start"], *board["methods"]]:
         assert 0 <= model["held_out"]["opd_bench_gsm_symbolic"]["mean"] <= 1
