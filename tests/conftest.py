@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import qwen3_pair
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -45,6 +46,11 @@ def pair_folders(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrained
         new_llama(width, 1, tokenizer, seed=width).save_pretrained(folders[role])
         tokenizer.save_pretrained(folders[role])
     return folders
+
+
+@pytest.fixture(scope="session")
+def qwen3_folders(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> dict[str, Path]:
+    return qwen3_pair.pair(tmp_path_factory.mktemp("qwen3"), tokenizer)
 
 
 @pytest.fixture
