@@ -20,7 +20,7 @@ from opd_bench.judge_endpoint import VERDICTS, EndpointJudge
 from opd_bench.judge_model import RATING, YES_NO, CheckJudge, Options, ReadJudge, rating, yes_or_no
 from opd_bench.judge_solver import SolvingJudge
 from opd_bench.judge_verifier import Verifier
-from opd_bench.models import Pair, eos_id, load_model, load_tokenizer
+from opd_bench.models import Pair, eos_id, load_model, load_tokenizer, token_count
 from opd_bench.rollouts import ROWS, Sampler, sample
 from opd_bench.scoring import FOREIGN, ModelTeacher, Teacher, signal_error
 from opd_bench.sequences import Prompts
@@ -80,7 +80,8 @@ def teacher_of(config: Config, pair: Pair, teachers: Teachers, longest: int, kep
         return CachedTeacher(exact, scoring.top, kept / "scores.sqlite")
     tokens = pair.tokenizer(PROBE, add_special_tokens=False).input_ids
     served = scoring.served or unpinned(config.teacher)
-    return ServerTeacher(str(scoring.url), served, scoring.top, pair.teacher.config.vocab_size, pair.eos, tokens, longest)
+    columns, known = pair.teacher.config.vocab_size, token_count(pair.tokenizer)
+    return ServerTeacher(str(scoring.url), served, scoring.top, columns, pair.eos, tokens, longest, known=known)
 
 
 def check_teacher(config: Config, pair: Pair, prompts: list[list[int]], longest: int) -> dict[str, float] | None:

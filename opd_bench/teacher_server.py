@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from opd_bench.errors import RunError
 from opd_bench.scoring import Sparse
 from opd_bench.sequences import Sequences
 from opd_bench.vllm_server import RefusedError, Server
@@ -44,6 +45,7 @@ class ServerTeacher:
     tokens: list[int]
     longest: int
     timeout_s: float = 120.0
+    known: int | None = None  # tokens of the tokenizer, where the model has output columns beyond them
 
     @property
     def server(self) -> Server:
@@ -86,7 +88,7 @@ class ServerTeacher:
     def __call__(self, sequences: Sequences) -> Sparse:
         """Log-probabilities (N, E), float32, and ids (N, K), the most probable first, at the response tokens, row after row.
 
-        RunError if the server refuses a sequence or does not answer for long.
+        RunError if the server refuses a sequence, does not answer for long, or tells of tokens that the tokenizer does not have.
         """
         prompts, lengths = sequences.prompt_B.tolist(), sequences.length_B.tolist()
         rows = [ids[:length] for ids, length in zip(sequences.ids_BT.tolist(), lengths, strict=True)]
@@ -94,6 +96,8 @@ class ServerTeacher:
             scored = [position for positions in pool.map(self._score, rows, prompts) for position in positions]
         log_probs_NK = torch.tensor([[event["logprob"] for _, event in position] for position in scored], dtype=torch.float64)
         top_NK = torch.tensor([[int(token) for token, _ in position] for position in scored])
+        if self.known is not None and top_NK.numel() and (most := int(top_NK.max())) >= self.known:
+            raise RunError(f"{self.server.name} holds token {most} likely, which the tokenizer does not have; use scoring.by: model")
         return Sparse(torch.cat([log_probs_NK, _rest(log_probs_NK)], -1).float(), top_NK)
 
     def _score(self, ids: list[int], prompt: int) -> list[list[tuple[str, dict[str, Any]]]]:

@@ -13,7 +13,8 @@ TEMPLATE = (
     "{% for m in messages %}[{{ m.content }}]\n{% endfor %}{% if add_generation_prompt %}{% if enable_thinking is defined and "
     "enable_thinking is false %}# {% else %}<think>{% endif %}{% endif %}"
 )
-PADDING = 3  # output columns beyond the tokenizer
+PADDING = 3  # output columns beyond the tokenizer; as those of trained models they are never likely
+SHARP = 50.0  # what the others are multiplied with
 
 
 def qwen3(folder: Path, tokenizer, width: int, eos: str, said_eos: str) -> Path:
@@ -33,7 +34,11 @@ def qwen3(folder: Path, tokenizer, width: int, eos: str, said_eos: str) -> Path:
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
     )
-    Qwen3ForCausalLM(config).save_pretrained(folder)
+    model = Qwen3ForCausalLM(config)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[: len(tokenizer)] *= SHARP
+        model.get_input_embeddings().weight[len(tokenizer) :] = 0
+    model.save_pretrained(folder)
     own = copy.deepcopy(tokenizer)
     own.eos_token, own.chat_template = eos, TEMPLATE
     own.save_pretrained(folder)

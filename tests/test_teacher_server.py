@@ -168,6 +168,13 @@ def test_the_most_probable_tokens_and_the_rest_are_the_models_own(server, teache
     assert not (top_NK == written_N[:, None]).any(-1).all()
 
 
+def test_tokens_that_the_tokenizer_does_not_have_end_the_run_where_they_are_likely(server, teacher):
+    sequences = rollouts(server.served.model)
+    assert int(replace(teacher, known=VOCABULARY)(sequences)[:][1].max()) < VOCABULARY
+    with pytest.raises(RunError, match=r"which the tokenizer does not have; use scoring\.by: model"):
+        replace(teacher, known=1)(sequences)
+
+
 def test_a_distribution_without_rest_stays_finite_and_sums_to_one(server, teacher):
     with torch.no_grad():
         output_head(server.served.model).weight.mul_(40)
