@@ -288,8 +288,13 @@ def _staged(name: str, options: Any, below: dict) -> tuple[str, dict[str, Any]] 
     stages = options.get("stages") if isinstance(options, dict) else None
     if not isinstance(stages, list):
         return None
-    known = [{**(below.get(stage.get("method")) or {}), **stage} if isinstance(stage, dict) else stage for stage in stages]
-    return label_, {**options, "stages": known}
+    return label_, {**options, "stages": [_known(stage, below) for stage in stages]}
+
+
+def _known(stage: Any, below: dict) -> Any:
+    """A stage with what ``below`` says of the method, or of the arm, that it names."""
+    own = below.get(str(stage.get("method"))) if isinstance(stage, dict) else None
+    return {**own, **stage, "method": own.get("method", stage["method"])} if isinstance(own, dict) else stage
 
 
 def _like(options: Any, below: dict) -> Any:

@@ -38,6 +38,9 @@ def test_the_spelling_of_the_command_line_keeps_each_methods_options():
         "sft:0.3+opd:0.7": {"stages": [{"lr": 5e-4, "method": "sft", "share": 0.3}, {"batch": 16, "method": "opd", "share": 0.7}]},
         "opd": {"batch": 16},
     }
+    _, above = selection("mixed:0.5+opd:0.5")
+    staged = overlaid({"methods": {"mixed": {"method": "opd", "on_policy": 0.5}}}, above)["methods"]["mixed:0.5+opd:0.5"]["stages"]
+    assert staged == [{"method": "opd", "on_policy": 0.5, "share": 0.5}, {"method": "opd", "share": 0.5}]
     assert written("path/to/mine.py:0.5+opd:5e-1") == (
         "mine:0.5+opd:0.5",
         {"stages": [{"method": "path/to/mine.py", "share": 0.5}, {"method": "opd", "share": 0.5}]},
