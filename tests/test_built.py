@@ -103,11 +103,12 @@ def test_other_settings_lie_in_another_folder(settings):
     assert settings().built_folder != settings(specialist=5).built_folder
 
 
-def test_models_of_other_tasks_or_of_another_base_are_made_anew(settings):
+@pytest.mark.parametrize("what", ["before", "tasks", "trained_by"])
+def test_models_of_other_tasks_of_another_base_or_by_other_code_are_made_anew(what, settings):
     chosen = settings()
     build(chosen, Console(quiet=True))
     path = chosen.built_folder / "start" / built.MADE_FROM
-    path.write_text(json.dumps({**json.loads(path.read_text()), "before": "another"}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), what: "another"}))
     calls = []
     fit = supervised.fit
     with pytest.MonkeyPatch.context() as patch:

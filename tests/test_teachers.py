@@ -12,8 +12,10 @@ from opd_bench import store
 from opd_bench.arm import workshop
 from opd_bench.config import load
 from opd_bench.continuations import joined
+from opd_bench.embedded.fit import new_llama
 from opd_bench.errors import UserError
 from opd_bench.exposure import Divergences, Recording
+from opd_bench.plan import jobs
 from opd_bench.rollouts import sample
 from opd_bench.scoring import ModelTeacher
 from opd_bench.sequences import Prompts
@@ -84,6 +86,33 @@ def test_a_comparison_with_a_coding_teacher_scores_every_task_with_its_own(tmp_p
     assert one.teacher.score == twin.teacher.score
     ledgers = [store.read_jsonl(tmp_path / name / "ledger.jsonl") for name in ("one", "twin")]
     assert {row["kind"] for row in ledgers[0]} == {row["kind"] for row in ledgers[1]}
+
+
+def test_each_tasks_teacher_writes_scores_and_is_measured(tmp_path, pair_folders, tokenizer):
+    """A recipe with stages and mixes on the way: all of an arm's life, with a coder of other weights than the teacher's."""
+    coder = tmp_path / "coder"
+    new_llama(64, 1, tokenizer, seed=99).save_pretrained(coder)
+    tokenizer.save_pretrained(coder)
+    mixes = {"opd_bench_functions": 1}, {"opd_bench_functions": 1, "opd_bench_arithmetic": 1}
+    stages = [{"method": name, "share": 0.5, "batch": 4, "mix": mix} for name, mix in zip(("sft", "opd"), mixes, strict=True)]
+    overlay = {**SMALL, "seeds": 1, "methods": {"both": {"stages": stages}}, "teachers": {"coding": str(coder)}}
+    config = load("embedded", [models(pair_folders), overlay])
+    shop, (job,) = workshop(config.model_dump_json()), [job for job in jobs(config) if job.method]
+    engine = shop.engine(job, shop.pair.student, 1e-3, tmp_path / "corpus")
+    assert engine.teacher is shop.teachers
+    assert shop.teachers.of("opd_bench_functions") is shop.teachers.of("opd_bench_trace") is not shop.teachers.default
+    assert shop.teachers.of("opd_bench_arithmetic") is shop.teachers.default
+    with in_this_process():
+        board = run(config, tmp_path / "run")
+    assert {method.name for method in board.methods} == {"both"}
+    assert (tmp_path / "run" / "corpus" / "seed-0" / "exposure" / "1").is_dir()  # recorded beside the second teacher
+    steps = store.read_jsonl(tmp_path / "run" / "arms" / "both" / "seed-0" / "steps.jsonl")
+    assert {step["stage"] for step in steps} == {0, 1}
+    with pytest.raises(UserError, match=r"no prompts of 'opd_bench_function'.*opd_bench_functions"):
+        run(
+            config.model_copy(update={"methods": {"both": {"stages": [{"method": "opd", "share": 1, "mix": {"opd_bench_function": 1}}]}}}),
+            tmp_path / "bad",
+        )
 
 
 def test_a_teacher_for_nothing_and_one_of_another_shape_are_refused(tmp_path, pair_folders):
