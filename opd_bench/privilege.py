@@ -97,4 +97,4 @@ def told(template: str, prompt: str, doc: Mapping[str, Any]) -> str:
 
 
 def _prompts(of: Sequences) -> Iterable[list[int]]:
-    return (of.ids_BT[row, : int(end)].tolist() for row, end in enumerate(of.prompt_B))
+    return map(of.prompt, range(len(of)))

@@ -80,6 +80,9 @@ class Sequences:
     def response_tokens(self) -> int:
         return int((self.length_B - self.prompt_B).sum())
 
+    def prompt(self, row: int) -> list[int]:
+        return self.ids_BT[row, : self.prompt_B[row]].tolist()
+
     def response(self, row: int) -> list[int]:
         return self.ids_BT[row, self.prompt_B[row] : self.length_B[row]].tolist()
 

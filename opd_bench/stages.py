@@ -76,13 +76,11 @@ def written(name: str) -> tuple[str, dict[str, Any]] | None:
     parts = name.split("+")
     if not all(WRITTEN.fullmatch(part) for part in parts):
         return None
-    stages = [dict(zip(("method", "share"), part.rsplit(":", 1), strict=True)) for part in parts]
     try:
-        shares = [float(stage["share"]) for stage in stages]
+        stages = [{"method": method, "share": float(share)} for method, _, share in (part.rpartition(":") for part in parts)]
     except ValueError:
         raise UserError(f"{name}: write METHOD:SHARE for each stage, such as sft:0.3+opd:0.7") from None
-    given = [{"method": stage["method"], "share": share} for stage, share in zip(stages, shares, strict=True)]
-    return "+".join(f"{label(stage['method'])}:{share:g}" for stage, share in zip(stages, shares, strict=True)), {"stages": given}
+    return "+".join(f"{label(stage['method'])}:{stage['share']:g}" for stage in stages), {"stages": stages}
 
 
 def build(method: str, options: Mapping[str, Any]) -> Recipe:

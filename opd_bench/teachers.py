@@ -57,10 +57,9 @@ class Teachers:
         """The distributions of each row's own teacher."""
         if not self.routed:
             return ModelTeacher(self.default)(sequences)
-        prompts = (sequences.ids_BT[row, : int(end)].tolist() for row, end in enumerate(sequences.prompt_B))
         length_B = sequences.length_B - sequences.prompt_B
         place_N = torch.arange(int(length_B.sum())).split(length_B.tolist())
-        groups = self.groups([self.tasks.get(tuple(ids), "") for ids in prompts])
+        groups = self.groups([self.tasks.get(tuple(sequences.prompt(row)), "") for row in range(len(sequences))])
         return _Routed([(torch.cat([place_N[row] for row in rows]), ModelTeacher(model)(sequences[rows])) for model, rows in groups])
 
 
