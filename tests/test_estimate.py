@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from test_compare import configured
 
@@ -16,6 +18,7 @@ from opd_bench.preflight import held, parameters
 from opd_bench.resources import TIERS
 from opd_bench.rollouts import ROWS
 
+ROOT = Path(__file__).parents[1]
 H100 = GPUS["h100"]
 PUBLISHED = {"0.6B": 596_049_920, "1.7B": 1_720_574_976, "4B": 4_022_468_096, "8B": 8_190_735_360}  # weights, shared ones once
 ON_GPU = {"gpu": {**H100.model_dump(), "longest_prompt": 20}}
@@ -120,6 +123,6 @@ def test_what_a_gpu_is_called_bears_on_no_result(pair_folders):
 
 
 def test_the_larger_pair_is_the_tiers_but_for_models_and_budget(config):
-    larger = load("qwen3", [read_yaml(TIERS.parents[1] / "docs/examples/qwen3_1.7b_from_8b.yaml")])
+    larger = load("qwen3", [read_yaml(ROOT / "docs/examples/qwen3_1.7b_from_8b.yaml")])
     changed = {key for key, value in larger.model_dump().items() if value != config.model_dump()[key]}
     assert changed == {"students", "teacher", "budget"}
