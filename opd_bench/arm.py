@@ -6,6 +6,7 @@ The references (the teacher, and the student as it starts) are evaluated by the 
 from __future__ import annotations
 
 import copy
+import gc
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -147,7 +148,7 @@ def workshop(config_json: str) -> Workshop:
     config = Config.model_validate_json(config_json)
     code = {"remote_code": config.trust_remote_code}
     folders = [config.location(name) for name in (*config.students, config.teacher)]
-    pairs = load_pairs(folders[:-1], folders[-1], getattr(torch, config.dtype), eos=config.eos, **code)
+    pairs = load_pairs(folders[:-1], folders[-1], getattr(torch, config.dtype), device=config.device, eos=config.eos, **code)
     pair = pairs[0]
     suite = evaluate.tasks_of(config, pair.tokenizer)
     room = context(pair.student, pair.teacher) - config.max_response
@@ -182,6 +183,14 @@ def workshop(config_json: str) -> Workshop:
     return Workshop(config, pairs, _teachers(config, pair, suite, encoded), suite, pool, judge, verifier, reader, encoded, counter)
 
 
+def forget() -> None:
+    """Let go of what `workshop` loaded, and of the memory it took."""
+    workshop.cache_clear()
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
 def _teachers(config: Config, pair: Pair, suite: evaluate.TaskSuite, encoded: list[tuple[str, list[int]]]) -> Teachers:
     """The teacher, and specialists by task and source of prompts. UserError for one that nothing would go to."""
     models: dict[str, PreTrainedModel] = {}
@@ -206,7 +215,7 @@ def _pool(config: Config, suite: evaluate.TaskSuite, tokenizer: PreTrainedTokeni
     """What is trained on: the tasks' own documents, or the prompts of data sets that meet no evaluation document and fit the context."""
     if not config.prompts:
         return Pool(_documents(suite, "train"), {})
-    pool = training_prompts.load(config.prompts)
+    pool = training_prompts.load(config.prompt_sources)
     met = evaluate.met(suite, [prompt.texts for prompt in pool.prompts])
     return pool.without("contaminated", [" and ".join(tasks) for tasks in met]).fitting(tokenizer, suite.chat, config.privileged, room)
 

@@ -55,10 +55,11 @@ class Settings:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of every model's weights
     remote_code: bool = False  # run what a model's repository brings
     data_dir: Path | None = None  # of copies of hub data sets
+    device: str = "cpu"
 
     def model(self, location: str, tokenizer: PreTrainedTokenizerBase, role: str) -> PreTrainedModel:
         """Loaded and fitted to its tokenizer. UserError if it cannot be."""
-        loaded = models.load_model(location, getattr(torch, self.dtype), remote_code=self.remote_code)
+        loaded = models.load_model(location, getattr(torch, self.dtype), device=self.device, remote_code=self.remote_code)
         return models.fitting(loaded, tokenizer, role)
 
     def tokenizer(self, location: str) -> PreTrainedTokenizerBase:

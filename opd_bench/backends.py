@@ -118,7 +118,7 @@ def judge_of(config: Config, pair: Pair, suite: TaskSuite, prompts: list[str], v
     model, own, growth = pair.teacher, pair.tokenizer, 1.0
     if judging.model is not None:
         location = config.location(judging.model)
-        model, own = load_model(location), load_tokenizer(location)
+        model, own = load_model(location, device=config.device), load_tokenizer(location)
     if own.get_vocab() != pair.tokenizer.get_vocab() or judging.by != "check":
         growth = _growth(pair.tokenizer, own, prompts[:GROWN])
     if judging.by == "solve":

@@ -47,7 +47,7 @@ def build(config: Config, console: Console) -> None:
         if (folder / MADE_FROM).exists() and store.read_json(folder / MADE_FROM) == said:
             console.print(f"{name}: is there, {folder}", markup=False, highlight=False)
         else:
-            model = load_model(before)
+            model = load_model(before, device=config.device)
             checkpoint = config.built_folder / f"{name}-{digest(said)}.checkpoint"
             flops = _train(model, examples, config.build, name, 1 + place, checkpoint, console)
             total = {START[0]: flops + cold_start_flops(before).get(START[0], 0), START[1]: 0}

@@ -94,6 +94,7 @@ Examples:
 """
 
 
+Device = Annotated[str | None, typer.Option(help="where models train and are measured, such as cuda; default the tier's, mostly cpu")]
 DataDir = Annotated[Path | None, typer.Option(help="folder of copies of hub data sets, each under its id, such as openai/gsm8k")]
 
 
@@ -119,7 +120,8 @@ def compare(
         int | None, typer.Option(min=0, max=1, help="1: rollouts by the weights of a round before, on a GPU written while it trains")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="results folder; default results/TIER-HASH, the hash of the configuration")] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="arms side by side; default one per core")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="arms side by side; default one per core, or per GPU")] = None,
+    device: Device = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="run everything once, in one to two minutes")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="two seeds from one cold start, in about three minutes")] = False,
     controls: Annotated[bool, typer.Option("--controls", help="check the instrument: comparisons whose outcome is known")] = False,
@@ -133,6 +135,7 @@ def compare(
     The same command again resumes; a finished comparison returns at once.
     """
     from opd_bench.config import load, read_yaml, selection, size
+    from opd_bench.device import most_workers
     from opd_bench.standard import grouped
 
     sizes = [name for name, chosen in (("smoke", smoke), ("quick", quick), ("controls", controls)) if chosen]
@@ -152,11 +155,12 @@ def compare(
     overlays += [{"budget": {"points": _points(budgets)}}] if budgets is not None else []
     overlays += [{"exposure": {"prompts": exposure_prompts}}] if exposure_prompts is not None else []
     overlays += [{"rollouts": {"staleness": staleness}}] if staleness is not None else []
+    overlays += [{"device": device}] if device is not None else []
     overlays += [{"log": log}] if log is not None else []
     overlays += [{"gpu": _gpu(gpu)}] if gpu is not None else []
     settings = load(tier, overlays)
     folder = out or Path("results") / f"{'controls' if controls else tier}-{settings.digest}"
-    workers, command = jobs or os.cpu_count() or 1, shlex.join(["opd-bench", *sys.argv[1:]])
+    workers, command = jobs or most_workers(settings.device), shlex.join(["opd-bench", *sys.argv[1:]])
 
     if dry_run:
         from opd_bench.dry_run import show_plan
@@ -221,19 +225,21 @@ def tune(
     methods: Annotated[str | None, typer.Option(help="comma-separated names or paths to method files")] = None,
     trials: Annotated[int, typer.Option(min=1, help="of every method, each with the whole budget")] = 8,
     budget: Annotated[float | None, typer.Option(help="per trial; default the tier's")] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="trials side by side; default one per core")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="trials side by side; default one per core, or per GPU")] = None,
 ) -> None:
     """Give every method the same number of trials on development items, and write the best settings as a recipe.
 
     The settings are those the methods declare to be tried; the test items are never met. The same command again resumes.
     """
     from opd_bench.config import load, read_yaml, selection
+    from opd_bench.device import most_workers
     from opd_bench.tune import tune as run
 
     below, above = selection(methods)
     overlays = [below, read_yaml(config) if config else {}, above]
     overlays += [{"budget": {"limit": budget}}] if budget is not None else []
-    run(load(tier, overlays), trials, out, shlex.join(["opd-bench", *sys.argv[1:]]), jobs or os.cpu_count() or 1, console)
+    settings = load(tier, overlays)
+    run(settings, trials, out, shlex.join(["opd-bench", *sys.argv[1:]]), jobs or most_workers(settings.device), console)
 
 
 @app.command(epilog=CHECK_EXAMPLES)
@@ -392,6 +398,7 @@ def audit(
     seed: Annotated[int, typer.Option(help="of the sampled rollouts")] = 0,
     chat: Annotated[bool, typer.Option("--chat", help="put every question as a user's message, by the tokenizer's chat template")] = False,
     dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="of every model's weights")] = "float32",
+    device: Annotated[str, typer.Option(help="where models are measured, such as cuda")] = "cpu",
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="run the code that a model's repository brings; read it first")
     ] = False,
@@ -411,7 +418,9 @@ def audit(
     if beside := [name for group in BESIDE for name in named[group]]:
         raise UserError(f"an audit is of what models write: leave out {beside[0]}, which counts for no score")
     named["coding"] += coding or []
-    settings = Settings(named["stem"], named["coding"], include_path or TASKS, *size, seed, chat, dtype, trust_remote_code, data_dir)
+    settings = Settings(
+        named["stem"], named["coding"], include_path or TASKS, *size, seed, chat, dtype, trust_remote_code, data_dir, device
+    )
     student_folders = [model_location(name, remote_code=trust_remote_code) for name in student]
     found = run(student_folders, model_location(teacher, remote_code=trust_remote_code), settings, out, console)
     for name, words in found.words.items():
@@ -427,6 +436,7 @@ def audit(
 def build_teacher(
     tier: Annotated[str, typer.Option(help="a tier that makes its models from its own training problems")] = "smol",
     config: Annotated[Path | None, typer.Option(help="YAML laid over the tier's")] = None,
+    device: Device = None,
 ) -> None:
     """Train the tier's cold start and its specialist teacher on worked solutions to its training problems, once.
 
@@ -435,7 +445,8 @@ def build_teacher(
     from opd_bench.built import build
     from opd_bench.config import load, read_yaml
 
-    build(load(tier, [read_yaml(config)] if config else []), console)
+    overlays = [read_yaml(config)] if config else []
+    build(load(tier, overlays + ([{"device": device}] if device is not None else [])), console)
 
 
 @app.command("build-embedded")

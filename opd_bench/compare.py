@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from opd_bench import card, judge_audit, judge_report, leaderboard, plots, report, store, suite, tracking, training_prompts
+from opd_bench import card, device, judge_audit, judge_report, leaderboard, plots, report, store, suite, tracking, training_prompts
 from opd_bench.assemble import assemble
 from opd_bench.config import Config, determining
 from opd_bench.errors import RunError, UserError
@@ -74,6 +74,7 @@ def preflight(config: Config, planned: list[Job], workers: int, out: Path) -> di
     from opd_bench import arm, backends, evaluate
     from opd_bench.train import require_one_step
 
+    device.require(config.device)
     if config.log:
         tracking.library(config.log)
     needed = memory(config, workers)
@@ -143,7 +144,7 @@ def _write_manifest(config: Config, out: Path, command: str, planned: list[Job],
             "config": config.model_dump(mode="json"),
             "shared_by_all_arms": SHARED,
             "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
-            "machine": {"system": platform.system(), "processor": platform.machine()},
+            "machine": {"system": platform.system(), "processor": platform.machine(), "device": device.called(config.device)},
             **found,
             "cold_start_flops": _mean_cost(config),
             "jobs": described,

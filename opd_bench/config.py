@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from opd_bench.errors import UserError, did_you_mean
 from opd_bench.gates import Limits
 from opd_bench.gpus import Gpu
-from opd_bench.hub import Source, cache_folder, locate
+from opd_bench.hub import Source, cache_folder, locate, unpinned
 from opd_bench.ledger import STUDENT_TOKENS, TEACHER_TOKENS, Axis, Dollars, Seconds, Tokens
 from opd_bench.methods import Method, describe, designs, label
 from opd_bench.resources import SIZES, TASKS, TIERS
@@ -66,6 +66,9 @@ class Config(Section):
     seeds: int = Field(8, ge=1)
     first_seed: int = Field(0, ge=0, description="tuning takes seeds that no leaderboard has")
     budget: Budget
+    device: str = Field(
+        "cpu", description="where models train and are measured, by torch's name of it: cpu, cuda; on another, last bits of results differ"
+    )
     threads: int = Field(1, ge=1, description="CPU threads of an arm; another number may change the last bits of a result")
     trust_remote_code: bool = Field(False, description="run the code that a model's repository brings; read it first")
     dtype: Literal["float32", "bfloat16"] = Field(
@@ -166,6 +169,12 @@ class Config(Section):
     def models(self) -> list[str]:
         """All students and teachers, each once."""
         return list(dict.fromkeys((*self.students, self.teacher, *self.teachers.values())))
+
+    @property
+    def prompt_sources(self) -> list[PromptSource]:
+        """`prompts`; a data set of the hub is read from its copy where ``tasks.data_dir`` holds one, like those of the tasks."""
+        copies = Path(self.tasks.data_dir).expanduser() if self.tasks.data_dir else None
+        return [source.at(copies / unpinned(source.data)) if copies else source for source in self.prompts]
 
     @property
     def task_path(self) -> Path:

@@ -11,12 +11,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from opd_bench import arm, compare, stages
+from opd_bench import arm, compare, device, stages
 from opd_bench.config import Config
 from opd_bench.errors import UserError
 from opd_bench.estimate import estimate
@@ -38,7 +37,7 @@ def show_plan(config: Config, out: Path, workers: int, console: Console) -> None
         total = _table(config, console, methods, found.counter, lambda name, method, worst: _estimated(config, worst, found.seconds))
         assert config.gpu
         hours, whole = total / 3600 * config.budget.gpus, sum(found.memory.values()) / GIB
-        console.print(f"An estimate, as {reason}. Nothing here was measured.", highlight=False, soft_wrap=True)
+        console.print(f"An estimate; no step was run and timed: {reason}.", markup=False, highlight=False, soft_wrap=True)
         console.print(f"Training: about {hours:.0f} GPU-hours of {config.gpu.name} in all, ${hours * config.gpu.dollars_per_hour:,.0f}.")
         parts = ", ".join(f"{part} {size / GIB:.1f}" for part, size in found.memory.items() if size)
         fits = "" if whole < config.gpu.memory else "; it does not fit: take gradient_checkpointing, lora or smaller models"
@@ -70,9 +69,10 @@ def _no_step(config: Config) -> str:
     """Why no step can be run here; empty where one can, and where no GPU is named that could be estimated for."""
     if config.gpu is None:
         return ""
-    if not torch.cuda.is_available():
-        return "there is no GPU here"
+    if config.device == "cpu":
+        return "the configuration has device: cpu"
     try:
+        device.require(config.device)
         for name in config.models:
             config.location(name)
     except UserError as absent:

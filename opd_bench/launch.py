@@ -19,17 +19,21 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from opd_bench import device
 from opd_bench.allocator import keep_freed_memory
 from opd_bench.config import Config
+from opd_bench.device import VISIBLE
 from opd_bench.errors import RunError, UserError
 from opd_bench.plan import Job
 
 _messages: multiprocessing.SimpleQueue | None = None  # in a worker: where progress goes
 
 
-def _start_worker(messages: multiprocessing.SimpleQueue, threads: int) -> None:
+def _start_worker(messages: multiprocessing.SimpleQueue, places: multiprocessing.SimpleQueue, threads: int) -> None:
     global _messages
     _messages = messages
+    if place := places.get():
+        os.environ[VISIBLE] = place
     signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
     _die_with_parent()
     keep_freed_memory()
@@ -72,13 +76,18 @@ def carry_out(config: Config, jobs: list[Job], out: Path, workers: int, console:
 
     UserError or RunError from the first job that fails, after those that were running have ended.
     """
+    from opd_bench import arm
+
     context = multiprocessing.get_context("spawn")
-    messages = context.SimpleQueue()
+    messages, places = context.SimpleQueue(), context.SimpleQueue()
+    for place in device.places(config.device, workers):
+        places.put(place)
+    arm.forget()  # this process needs its models no longer
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with Board(console, len(jobs)) as (progress, total):
         listener = threading.Thread(target=_listen, args=(messages, progress), daemon=True)
         listener.start()
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(messages, config.threads))
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(messages, places, config.threads))
         try:
             with _interrupts_held():
                 futures = {pool.submit(_carry_out, config, job, out): job for job in jobs}

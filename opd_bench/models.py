@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from opd_bench import device as devices
 from opd_bench import store
 from opd_bench.errors import UserError
 from opd_bench.readings import START
@@ -81,13 +82,14 @@ class TokenHead(torch.nn.Linear):
         return torch.nn.functional.linear(input, self.weight[: self.out_features], bias)
 
 
-def load_model(location: str, dtype: torch.dtype = torch.float32, *, remote_code: bool = False) -> PreTrainedModel:
-    """A causal LM with weights of ``dtype``, in eval mode. UserError if it cannot be loaded."""
+def load_model(location: str, dtype: torch.dtype = torch.float32, *, device: str = "cpu", remote_code: bool = False) -> PreTrainedModel:
+    """A causal LM with weights of ``dtype`` on ``device``, in eval mode. UserError if it cannot be loaded, or there is no such device."""
+    devices.require(device)
     try:
         loaded = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, use_safetensors=True, trust_remote_code=remote_code)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(_cannot_load("model", location, error)) from None
-    return loaded.eval()
+    return loaded.eval().to(device)  # pyright: ignore[reportArgumentType]
 
 
 def _cannot_load(what: str, location: str, error: Exception) -> str:
@@ -114,7 +116,13 @@ def load_tokenizer(location: str, *, remote_code: bool = False, eos: str | None 
 
 
 def load_pairs(
-    students: list[str], teacher: str, dtype: torch.dtype = torch.float32, *, remote_code: bool = False, eos: str | None = None
+    students: list[str],
+    teacher: str,
+    dtype: torch.dtype = torch.float32,
+    *,
+    device: str = "cpu",
+    remote_code: bool = False,
+    eos: str | None = None,
 ) -> list[Pair]:
     """Each student, in float32, with the teacher, which is loaded once and has weights of ``dtype``; all end texts with ``eos``, if given.
 
@@ -122,8 +130,8 @@ def load_pairs(
     """
     other = load_tokenizer(teacher, remote_code=remote_code, eos=eos)
     tokenizers = [agree(load_tokenizer(student, remote_code=remote_code, eos=eos), other) for student in students]
-    expert = fitting(load_model(teacher, dtype, remote_code=remote_code), other, "teacher")
-    loaded = (fitting(load_model(student, remote_code=remote_code), other, "student") for student in students)
+    expert = fitting(load_model(teacher, dtype, device=device, remote_code=remote_code), other, "teacher")
+    loaded = (fitting(load_model(student, device=device, remote_code=remote_code), other, "student") for student in students)
     pairs = [Pair(student, expert, own) for student, own in zip(loaded, tokenizers, strict=True)]
     for model in (expert, *(pair.student for pair in pairs)) if eos is not None else ():
         for said in (model.config, model.generation_config):
@@ -138,7 +146,8 @@ def load_pairs(
 def load_specialist(location: str, pair: Pair, *, remote_code: bool = False, eos: str | None = None) -> PreTrainedModel:
     """Another teacher for some of the prompts. UserError unless tokenizer and shape are those of the pair's own teacher."""
     agree(pair.tokenizer, other := load_tokenizer(location, remote_code=remote_code, eos=eos))
-    model = fitting(load_model(location, pair.teacher.dtype, remote_code=remote_code), other, "teacher")
+    loaded = load_model(location, pair.teacher.dtype, device=str(pair.teacher.device), remote_code=remote_code)
+    model = fitting(loaded, other, "teacher")
     if [weight.shape for weight in model.parameters()] != [weight.shape for weight in pair.teacher.parameters()]:
         raise UserError(f"{location} has another shape than the other teacher; teachers of several tasks must be specialists of one base")
     return model

@@ -126,7 +126,7 @@ def jobs(config: Config) -> list[Job]:
         ),
         "teacher": weights_digest(config.location(config.teacher)),
         **({"teachers": {of: weights_digest(config.location(name)) for of, name in config.teachers.items()}} if config.teachers else {}),
-        "prompts": training_prompts.load(config.prompts).digest if config.prompts else None,
+        "prompts": training_prompts.load(config.prompt_sources).digest if config.prompts else None,
         **code(config.task_path),
     }
 

@@ -5,22 +5,22 @@
     headroom(pair, suite, batch_size=60)     # what the teacher and the first cold start solve of a few items
     memory(config, workers=4)                # "memory: about 1.9 GiB an arm, …"; UserError where it cannot be enough
 
-Limits: memory is that of weights, gradients and optimiser, with neither activations nor caches, and of the CPU alone.
+Limits: memory is that of weights, gradients and optimiser, with neither activations nor caches.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
-import psutil
 from safetensors import safe_open
 from transformers import AutoConfig, PreTrainedModel
 
-from opd_bench import store, training_prompts
+from opd_bench import device, store, training_prompts
 from opd_bench.config import Config
 from opd_bench.errors import UserError
 from opd_bench.evaluate import TaskSuite, evaluate_each, scores
@@ -74,7 +74,7 @@ def pinned(config: Config) -> Config:
         "teacher": names[config.teacher],
         "teachers": {of: names[name] for of, name in config.teachers.items()},
     }
-    return config.model_copy(update={**models, "prompts": list(map(training_prompts.pinned, config.prompts))})
+    return config.model_copy(update={**models, "prompts": list(map(training_prompts.pinned, config.prompt_sources))})
 
 
 def examine(config: Config, pair: Pair, longest: int) -> Checked:
@@ -148,7 +148,7 @@ def held(config: Config, student: int, teacher: int, trained: int) -> dict[str, 
 
 
 def memory(config: Config, workers: int, free: int | None = None) -> str:
-    """What ``workers`` arms side by side and the program around them need at least, and what is free (bytes; default: as it is now).
+    """What those of ``workers`` arms need at least that share a device, and what is free there (bytes; default: as it is now).
 
     UserError where the weights, gradients and moments alone are more.
     """
@@ -159,12 +159,13 @@ def memory(config: Config, workers: int, free: int | None = None) -> str:
     if config.lora:
         said = AutoConfig.from_pretrained(folder, trust_remote_code=code)
         trained = flop_count(said, lora_rank=config.lora.rank, remote_code=code).adapter_parameters
-    models, training, *others = held(config, student, teacher, trained).values()  # the models are held by this process, too
-    least, free = models + workers * (models + training), psutil.virtual_memory().available if free is None else free
+    models, training, *others = held(config, student, teacher, trained).values()
+    together = max(Counter(device.places(config.device, workers)).values())
+    least, free = together * (models + training), device.free(config.device) if free is None else free
     if least > free:
         raise UserError(
-            f"{workers} arms side by side need {least / GIB:.1f} GiB at least, and {free / GIB:.1f} GiB are free; "
+            f"{together} arms side by side need {least / GIB:.1f} GiB at least, and {free / GIB:.1f} GiB are free; "
             "lower --jobs, set dtype: bfloat16 (the teacher's) or lora: {rank: 16}, name fewer students, or take smaller models"
         )
     arm = models + training + sum(others)
-    return f"memory: about {arm / GIB:.2f} GiB an arm without activations, {workers} at once; {free / GIB:.1f} GiB are free"
+    return f"memory: about {arm / GIB:.2f} GiB an arm without activations, {together} at once; {free / GIB:.1f} GiB are free"

@@ -55,6 +55,10 @@ class PromptSource(Section):
             raise ValueError("streaming needs most, the number of prompts after which to stop reading")
         return self
 
+    def at(self, copy: Path) -> PromptSource:
+        """Read from the folder ``copy``, if it is there; called what it was called."""
+        return self.model_copy(update={"data": str(copy), "name": self.called}) if copy.is_dir() else self
+
     @property
     def called(self) -> str:
         return self.name or Path(unpinned(self.data)).name.removesuffix(".jsonl").removesuffix(".json").removesuffix(".parquet")

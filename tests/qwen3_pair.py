@@ -28,7 +28,7 @@ def qwen3(folder: Path, tokenizer, width: int, eos: str, said_eos: str) -> Path:
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=32,  # vLLM takes no less
-        max_position_embeddings=512,
+        max_position_embeddings=2048,
         tie_word_embeddings=True,
         eos_token_id=tokenizer.get_vocab()[said_eos],
         pad_token_id=tokenizer.pad_token_id,

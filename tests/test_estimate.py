@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from test_compare import configured
 
-from opd_bench import arm, dry_run, store
+from opd_bench import arm, device, dry_run, store
 from opd_bench.config import load, read_yaml
 from opd_bench.errors import UserError
 from opd_bench.estimate import MICRO_TOKENS, SHAPES, estimate, shape_of
@@ -87,7 +87,7 @@ def test_the_tiers_dry_run_needs_neither_models_nor_gpu_nor_network(program, mon
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     code, out, err = program("compare", "--tier", "qwen3", "--dry-run", "--out", "run")
     assert (code, err) == (0, "")
-    assert "An estimate, as there is no GPU here. Nothing here was measured." in out
+    assert "An estimate; no step was run and timed: device: cuda is not to be had here (" in out
     assert "about 64 GPU-hours of H100 80GB in all, $192." in out  # 4 methods, 2 seeds, 8 GPU-hours
     assert all(f"\n  {name} " in out for name in ("sft", "offline_kd", "opd", "opd_rlaif"))
     assert "Qwen/Qwen3-4B: its shape is from opd-bench's shapes.yaml" in out
@@ -110,9 +110,10 @@ def test_a_bad_gpu_or_model_is_one_line(program, monkeypatch):
 
 def test_a_step_is_run_where_no_gpu_is_named_or_the_named_one_and_the_models_are_here(pair_folders, monkeypatch):
     assert dry_run._no_step(configured(pair_folders)) == ""
-    named = configured(pair_folders, **ON_GPU)
-    assert dry_run._no_step(named) == "there is no GPU here"
-    monkeypatch.setattr(dry_run.torch.cuda, "is_available", lambda: True)
+    assert dry_run._no_step(configured(pair_folders, **ON_GPU)) == "the configuration has device: cpu"
+    named = configured(pair_folders, **ON_GPU, device="cuda")
+    assert "device: cuda is not to be had here" in dry_run._no_step(named)
+    monkeypatch.setattr(device, "require", lambda device: None)
     assert dry_run._no_step(named) == ""
     assert "nowhere" in dry_run._no_step(named.model_copy(update={"teacher": "nowhere"}))
 

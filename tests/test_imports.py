@@ -18,6 +18,7 @@ ORDER = (
         "errors",
         "resources",
         "procedural",
+        "device",
         "statistics",
         "exposure",
         "sandbox_worker",

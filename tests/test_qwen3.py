@@ -7,16 +7,19 @@ import re
 
 import pytest
 import torch
+from datasets import config as datasets_config
+from hub_copies import write_all
 from qwen3_pair import TURN
 from test_compare import in_this_process, run
 from test_samplers import assert_logprobs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from opd_bench import arm, store
-from opd_bench.config import load
+from opd_bench.config import load, read_yaml
 from opd_bench.models import chat_text, load_pairs
 from opd_bench.plan import jobs
 from opd_bench.preflight import examine
+from opd_bench.resources import TIERS
 from opd_bench.rollouts import sample
 from opd_bench.sequences import Prompts
 
@@ -29,6 +32,8 @@ def configured(qwen3_folders, **changes):
         "students": [str(qwen3_folders["student"])],
         "teacher": str(qwen3_folders["teacher"]),
         "eos": TURN,
+        "device": "cpu",
+        "prompts": [],
         "tasks": {"stem": ["opd_bench_arithmetic"], "coding": ["opd_bench_functions"], "held_out": ["opd_bench_equations"]},
         "seeds": 1,
         "budget": {"limit": 5e-4},
@@ -66,13 +71,21 @@ def test_pairs_that_end_otherwise_are_refused_with_the_key_that_mends_it(program
 
 
 @pytest.mark.slow
-def test_the_tier_compares_its_methods(qwen3_folders, tmp_path):
-    config = configured(qwen3_folders)
+def test_the_tier_compares_its_methods_on_its_own_prompts_and_tasks(qwen3_folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets_config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    tier = read_yaml(TIERS / "qwen3.yaml")
+    tasks = {**tier["tasks"], "held_out": [], "data_dir": str(write_all(tmp_path / "data"))}  # MATH-500 needs packages of its own
+    config = configured(qwen3_folders, tasks=tasks, prompts=tier["prompts"])
     assert (config.dtype, config.rollouts.dtype, config.gradient_checkpointing, config.chat) == ("bfloat16", "bfloat16", True, True)
     with in_this_process():
         board = run(config, tmp_path / "run")
     assert board.budget.axis == "GPU-hours"
     assert {method.name for method in board.methods} == {*METHODS}
+    assert (board.tasks.stem, board.tasks.coding) == (["gsm8k_cot_zeroshot"], ["humaneval_instruct"])
+    taken = store.read_json(tmp_path / "run" / "manifest.json")["prompts"]
+    assert {name: (of["read"], of["removed"], of["contaminated"]) for name, of in taken.items()} == dict.fromkeys(
+        ("gsm8k", "mbpp"), (8, {}, {})
+    )
     for job in jobs(config):
         if job.method:
             summary = store.read_json(job.folder(tmp_path / "run") / "arm.json")

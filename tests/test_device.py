@@ -1,0 +1,103 @@
+"""Where models lie: another device changes no result, GPUs are shared out, and one that is not there is one line."""
+
+from __future__ import annotations
+
+import copy
+import os
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from elsewhere import elsewhere
+from rich.console import Console
+from test_compare import configured, in_this_process, run
+from transformers import PreTrainedModel
+
+from opd_bench import arm, device, launch, store
+from opd_bench.plan import jobs
+
+SMALL = {
+    "seeds": 1,
+    "tasks": {"stem": ["opd_bench_arithmetic"], "coding": ["opd_bench_functions"]},
+    "budget": {"limit": 2e9, "points": []},
+    "methods": {name: {"batch": 4} for name in ("sft", "opd_rlaif")},
+}
+
+
+def test_tensors_of_two_devices_are_refused_as_on_a_gpu():
+    with elsewhere():
+        one = torch.ones(2, device="elsewhere")
+        assert (one + one).tolist() == [2, 2]
+        assert (one + one).device.type == "elsewhere"
+        with pytest.raises(RuntimeError, match="same device"):
+            one + torch.ones(2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes", [{}, {"lora": {"rank": 4}, "gradient_checkpointing": True, "methods": {"opd_rlaif": {"batch": 4}}}], ids=["in full", "lora"]
+)
+def test_arms_on_another_device_come_to_the_same_results(pair_folders, tmp_path, monkeypatch, changes):
+    save, folders = PreTrainedModel.save_pretrained, {}
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", lambda model, folder: save(copy.deepcopy(model).cpu(), folder))
+    for place in ("cpu", "elsewhere"):
+        config = configured(pair_folders, **{**SMALL, **changes, "device": place})
+        with in_this_process(), elsewhere() if place == "elsewhere" else nullcontext():
+            run(config, tmp_path / place)
+        assert store.read_json(tmp_path / place / "manifest.json")["machine"]["device"] == place
+        folders[place] = [job.folder(tmp_path / place) for job in jobs(config)]
+    for own, other in zip(*folders.values(), strict=True):
+        assert list(store.read_jsonl(own / "items.jsonl")) == list(store.read_jsonl(other / "items.jsonl"))
+        one, two = (store.load_arrays(folder / "recording.npz") for folder in (own, other))
+        assert one.keys() == two.keys()
+        for name in one:  # to the last bits, as kernels of attention differ
+            np.testing.assert_allclose(one[name], two[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_a_device_that_is_not_there_is_one_line(program):
+    for name, said in (("cuda", "is not to be had here"), ("gpu", "is not to be had here")):
+        if name == "cuda" and torch.cuda.is_available():
+            continue
+        code, out, error = program("compare", "--device", name, "--out", "run")
+        assert (code, out) == (2, "")
+        assert error.startswith(f"error: device: {name} {said} (")
+        assert error.rstrip().endswith("set device: cpu, or install a torch that has it")
+
+
+def test_gpus_are_shared_out_among_workers(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv(device.VISIBLE, raising=False)
+    assert device.places("cuda", 3) == ["0", "1", "0"]
+    assert device.most_workers("cuda") == 2
+    monkeypatch.setenv(device.VISIBLE, "3, GPU-5a")
+    assert device.places("cuda", 4) == ["3", "GPU-5a"] * 2
+    assert device.places("cpu", 2) == [None, None]
+
+
+@pytest.mark.slow
+def test_a_worker_sees_the_gpu_it_was_given(monkeypatch, pair_folders, tmp_path):
+    monkeypatch.setattr(device, "places", lambda name, workers: ["7"] * workers)
+    monkeypatch.setattr(launch, "_carry_out", _write_what_is_seen)
+    config = configured(pair_folders)
+    job = jobs(config)[0]
+    launch.carry_out(config, [job], tmp_path, 1, Console(quiet=True), lambda job: "")
+    assert (tmp_path / "seen").read_text() == "7"
+    assert device.VISIBLE not in os.environ
+
+
+def _write_what_is_seen(config, job, out):
+    (out / "seen").write_text(os.environ.get(device.VISIBLE, "everything"))
+
+
+def test_a_parent_lets_go_of_its_models(pair_folders):
+    arm.workshop(configured(pair_folders).model_dump_json())
+    assert arm.workshop.cache_info().currsize == 1
+    arm.forget()
+    assert arm.workshop.cache_info().currsize == 0
+
+
+def test_memory_is_asked_of_the_fullest_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (10 - number, 80))
+    assert device.free("cuda") == 9
