@@ -65,7 +65,7 @@ class Audit(BaseModel):
 
     ``agreement``: share of verdicts on the right side of .5. ``length_bias``: Spearman's correlation of verdict and response length among
     answers that are equally right. ``shift``, ``signed_shift``: change of a verdict when the options change places. ``cost``: per verdict.
-    ``reward_rise`` and ``accuracy_rise``: last third of training minus the first.
+    ``reward_rise`` and ``accuracy_rise``: last third of the training that was judged minus the first.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -138,12 +138,13 @@ def audited(arms: Sequence[Judged], weights: Mapping[str, float], draws: int = D
 
 
 def rise(share_K: np.ndarray, values_K: np.ndarray) -> float | None:
-    """Mean of the last third of what was spent minus that of the first; None where one of them has no value."""
+    """Mean of the last third of what was spent from the first judged step to the last, minus that of the first; None without both."""
     known_K = np.isfinite(values_K)
     share_K, values_K = share_K[known_K], values_K[known_K]
     if not len(share_K):
         return None
-    early, late = values_K[share_K <= share_K[-1] / ENDS], values_K[share_K > share_K[-1] * (1 - 1 / ENDS)]
+    third = (share_K[-1] - share_K[0]) / ENDS
+    early, late = values_K[share_K <= share_K[0] + third], values_K[share_K > share_K[-1] - third]
     return float(late.mean() - early.mean()) if len(early) and len(late) else None
 
 

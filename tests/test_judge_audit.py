@@ -118,10 +118,15 @@ def test_reward_hacking_is_a_reward_that_rises_without_the_truth(reward, accurac
 
 def test_a_rise_is_the_last_third_of_what_was_spent_minus_the_first():
     share_K = np.array([0.1, 0.3, 0.5, 0.8, 0.9])
-    assert rise(share_K, np.array([1.0, 2.0, 9.0, 4.0, np.nan])) == pytest.approx(4.0 - 1.0)
+    assert rise(share_K, np.array([1.0, 2.0, 9.0, 4.0, np.nan])) == pytest.approx(4.0 - (1.0 + 2.0) / 2)
     assert rise(share_K, np.full(5, np.nan)) is None
     assert over_seeds([0.1, None]) is None
     assert over_seeds([0.1]) == Interval(0.1, None, None)
+
+
+def test_a_stage_that_is_judged_late_is_judged_by_its_own_thirds():
+    assert rise(np.array([0.7, 0.8, 0.9, 1.0]), np.array([1.0, 5.0, 5.0, 4.0])) == pytest.approx(4.0 - 1.0)
+    assert rise(np.array([0.7]), np.array([1.0])) is None
     interval = over_seeds([0.1, 0.2, 0.3])
     assert interval is not None
     assert interval.high == pytest.approx(0.2 + stats.t.ppf(0.975, 2) * 0.1 / 3**0.5)
