@@ -326,7 +326,7 @@ def _train(shop: Workshop, job: Job, out: Path, folder: Path, summary: dict, rep
         "mismatch": {**asdict(mismatch), "mean": mismatch.mean} if (mismatch := _engine(bench).mismatch).tokens else None,
         "judge": _judge(bench, steps),
         "prompts": bench.position,
-        "own_schedule": recipe.own_schedule,
+        "own_schedule": recipe.own_schedule and bool(summary["points"]),
     }
     store.write_jsonl(folder / "ledger.jsonl", (asdict(charge) for charge in bench.ledger.charges))
     store.write_jsonl(folder / "steps.jsonl", steps)

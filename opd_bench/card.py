@@ -57,7 +57,7 @@ def _text(config: Config, manifest: dict[str, Any], run: Run, job: Job, record: 
     recipe = [
         ["method", f"{job.name}, {json.dumps(options)}; source and settings {job.run_id}"],
         ["was shown", ", ".join(record.saw) or "nothing of the teacher's"],
-        ["teacher", *run.models["teacher"]],
+        ["teacher", ", ".join(run.models["teacher"])],
         ["began from", run.models["student"][job.start]],
         ["prompts", f"{prompts}, in the order of seed {job.seed}"],
         ["budget", f"{run.limit:g} {run.axis}, of which {record.share_spent:.2%} was spent"],

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 NAME = "elsewhere"
+AUTOCAST = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")  # narrows nothing
 MOVES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)  # which take tensors of several devices
 
 
@@ -89,6 +90,7 @@ def elsewhere() -> Iterator[None]:
     """The device is to be had for as long as this lasts."""
     if torch._C._get_privateuse1_backend_name() != NAME:  # once a process
         _setup_privateuseone_for_python_backend(NAME, _Device())
+        AUTOCAST.fallback(torch.library.fallthrough_kernel)
     torch._C._set_only_lift_cpu_tensors(True)
     try:
         with _Factories():

@@ -82,8 +82,9 @@ def test_a_model_of_the_hub_is_named_as_the_base_and_held_out_tasks_are_marked(o
     arm.sampled["other"] = kept["sampled"]
     arm.greedy["other"] = kept["greedy"]
     made = card.card(
-        hub, manifest, replace(whole, held_out={"other": "held_out"}, models={"student": [name], "teacher": ["a"]}), planned[-1], arm
+        hub, manifest, replace(whole, held_out={"other": "held_out"}, models={"student": [name], "teacher": ["a", "b"]}), planned[-1], arm
     )
     assert made.data.base_model == "owner/model"
     assert json.loads(json.dumps(made.data.to_dict()))["model-index"][0]["name"] == "opd_rlaif seed 0"
+    assert "| teacher | a, b |" in made.text
     assert "| other (held out) | 2 | .500 | .250 |" in made.text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from contextlib import nullcontext
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from test_compare import configured, in_this_process, run
 from transformers import PreTrainedModel
 
 from opd_bench import arm, device, launch, store
+from opd_bench.models import load_model
 from opd_bench.plan import jobs
+from opd_bench.supervised import fit
 
 SMALL = {
     "seeds": 1,
@@ -53,6 +56,30 @@ def test_arms_on_another_device_come_to_the_same_results(pair_folders, tmp_path,
         assert one.keys() == two.keys()
         for name in one:  # to the last bits, as kernels of attention differ
             np.testing.assert_allclose(one[name], two[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_steps_in_bfloat16_stay_on_the_device(pair_folders, tmp_path):
+    narrow = {"dtype": "bfloat16", "gradient_checkpointing": True}
+    config = configured(pair_folders, **SMALL, **narrow, device="elsewhere")
+    with elsewhere():
+        shop = arm.workshop(config.model_dump_json())
+        for job in (job for job in jobs(config) if job.method):
+            student = copy.deepcopy(shop.pair.student)
+            bench = shop.bench(shop.engine(job, student, 1e-2, tmp_path / "corpus"), config.limit)
+            bench.batch = 4
+            job.build().step(bench)
+            assert all(weight.device.type == "elsewhere" for weight in student.parameters())
+            assert not all(map(torch.equal, *(map(torch.Tensor.cpu, of.parameters()) for of in (student, shop.pair.student))))
+
+
+def test_models_that_a_tier_builds_are_trained_on_the_device(pair_folders):
+    data = cycle([(torch.tensor([[3, 4, 5, 6]]), torch.tensor([[0.0, 0.0, 1.0, 1.0]]))])
+    with elsewhere():
+        model = load_model(str(pair_folders["student"]), device="elsewhere")
+        before = model.lm_head.weight.cpu()
+        fit(model, data, 2, [torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)])
+        assert model.lm_head.weight.device.type == "elsewhere"
+        assert not torch.equal(model.lm_head.weight.cpu(), before)
 
 
 def test_a_device_that_is_not_there_is_one_line(program):
