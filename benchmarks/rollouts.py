@@ -72,7 +72,7 @@ def ours() -> float:
 
 def by_vllm() -> float:
     model, ids, eos, limit = setting()
-    return by(VLLMSampler(sys.argv[1], ROWS, max(map(len, ids)) + limit, "bfloat16"), model, ids, eos, limit)
+    return by(VLLMSampler(sys.argv[1], model.config.vocab_size, ROWS, max(map(len, ids)) + limit, "bfloat16"), model, ids, eos, limit)
 
 
 @torch.inference_mode()

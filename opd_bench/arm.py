@@ -28,7 +28,7 @@ from opd_bench.exposure import Recording
 from opd_bench.judge import Answer, Judge, Reader
 from opd_bench.judge_verifier import Verifier
 from opd_bench.ledger import Ledger
-from opd_bench.models import Pair, context, load_pairs, load_specialist
+from opd_bench.models import Pair, context, load_pairs, load_specialist, token_count
 from opd_bench.plan import TEACHER, Job
 from opd_bench.privilege import Privilege, grant, privilege_of
 from opd_bench.prompts import Corpus, MixedStream, Stream, encode_prompts
@@ -68,7 +68,7 @@ class Workshop:
     @cached_property
     def sampler(self) -> Sampler:
         """Started where an arm trains, and nowhere else."""
-        return backends.sampler_of(self.config, self.longest)
+        return backends.sampler_of(self.config, token_count(self.pair.tokenizer), self.longest)
 
     @property
     def pair(self) -> Pair:

@@ -46,13 +46,13 @@ def check_sampler(config: Config, pair: Pair, prompts: list[list[int]], longest:
         _server_sampler(config, longest).check(pair.student, _few(prompts), pair.eos)
 
 
-def sampler_of(config: Config, longest: int) -> Sampler:
-    """Whoever writes the rollouts, for sequences of up to ``longest`` tokens."""
+def sampler_of(config: Config, tokens: int, longest: int) -> Sampler:
+    """Whoever writes the rollouts over a vocabulary of ``tokens``, for sequences of up to ``longest``."""
     rollouts = config.rollouts
     if rollouts.by == "server":
         return _server_sampler(config, longest)
     if rollouts.by == "vllm":
-        return VLLMSampler(config.location(config.students[0]), ROWS, longest, rollouts.dtype)
+        return VLLMSampler(config.location(config.students[0]), tokens, ROWS, longest, rollouts.dtype)
     return partial(sample, dtype=getattr(torch, rollouts.dtype))
 
 

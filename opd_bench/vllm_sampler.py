@@ -1,10 +1,10 @@
 """Sampling token ids with vLLM, in this process: what `opd_bench.rollouts.sample` does, by an engine made for it.
 
-    sample = VLLMSampler("models/student", max_rows=256, max_length=1024)
+    sample = VLLMSampler("models/student", tokens=151669, max_rows=256, max_length=1024)
     rollouts = sample(model, prompts, max_response=88, eos=1, generator=torch.Generator().manual_seed(0))
 
-vLLM keeps weights of its own, in ``dtype``; before it samples it takes those of ``model`` if they changed. What is
-the same for a vLLM behind a server (`vllm_server_sampler.py`) stands here, too.
+vLLM keeps weights of its own, in ``dtype``; before it samples it takes those of ``model`` if they changed, without the rows of
+embeddings and head that stand for no token. What is the same for a vLLM behind a server (`vllm_server_sampler.py`) stands here, too.
 
 Shapes: B sequences, T tokens.
 Limits: what is written through ``parameter.data``, or by torch's fused optimisers, leaves no trace in the parameter's version, so such a
@@ -96,9 +96,6 @@ class VLLM(ABC):
         with clock.part("generate"):
             written = self._generate(prompts.ids, parameters)
         rows = [(prompt, *answer) for prompt, answer in zip(prompts.ids, written, strict=True)]
-        tokens = output_head(model).out_features
-        if beyond := next((token for _, response, _ in rows for token in response if token >= tokens), None):
-            raise RunError(f"vLLM wrote token {beyond}, which the tokenizer does not have; use rollouts.by: model")
         return Sequences(
             ids_BT=pad_sequence([torch.tensor(prompt + response) for prompt, response, _ in rows], batch_first=True),
             prompt_B=prompts.lengths_B,
@@ -112,17 +109,26 @@ class VLLM(ABC):
         versions = tuple(parameter._version for parameter in model.parameters())
         if model is self.source() and versions == self.versions:
             return
-        start, tied = time.perf_counter(), model.config.tie_word_embeddings
+        start = time.perf_counter()
         self.source = lambda: None  # if sending fails, nobody knows what vLLM has
-        self._send((name, weight) for name, weight in model.state_dict().items() if not (tied and name == "lm_head.weight"))
+        self._send(weights_of(model))
         self.source, self.versions = weakref.ref(model), versions
         self.sync_s += time.perf_counter() - start
 
 
-class VLLMSampler(VLLM):
-    """In this process. ``folder`` holds a model of the architecture to sample from; ``max_rows`` are decoded at once."""
+def weights_of(model: PreTrainedModel) -> Weights:
+    """All but a tied head, by their names in a checkpoint; embeddings and head have a row for each token and no others."""
+    head, tied = output_head(model), model.config.tie_word_embeddings
+    by_token = {id(head.weight), id(head.bias), id(model.get_input_embeddings().weight)}
+    for name, weight in model.state_dict(keep_vars=True).items():
+        if not (tied and name == "lm_head.weight"):
+            yield name, weight.detach()[: head.out_features] if id(weight) in by_token else weight.detach()
 
-    def __init__(self, folder: str, max_rows: int, max_length: int, dtype: str = "float32") -> None:
+
+class VLLMSampler(VLLM):
+    """In this process. ``folder`` has the model's configuration, but for its ``tokens``; ``max_rows`` are decoded at once."""
+
+    def __init__(self, folder: str, tokens: int, max_rows: int, max_length: int, dtype: str = "float32") -> None:
         super().__init__(max_length)
         self.vllm = library()
         config = AutoConfig.from_pretrained(folder)
@@ -131,6 +137,8 @@ class VLLMSampler(VLLM):
         token_bytes = 2 * config.num_hidden_layers * kv_heads * width * getattr(torch, dtype).itemsize
         self.llm = self.vllm.LLM(
             model=folder,
+            hf_overrides={"vocab_size": tokens},
+            load_format="dummy",  # weights are sent
             dtype=dtype,
             max_model_len=max_length,
             max_num_seqs=max_rows,

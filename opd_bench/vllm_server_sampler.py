@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from opd_bench.errors import RunError, UserError
 from opd_bench.rollouts import ROWS
-from opd_bench.scoring import FOREIGN, ModelTeacher
+from opd_bench.scoring import FOREIGN, ModelTeacher, output_head
 from opd_bench.sequences import Prompts
 from opd_bench.vllm_sampler import VLLM, Weights
 from opd_bench.vllm_server import PassingError, RefusedError, Server
@@ -29,8 +29,9 @@ from opd_bench.vllm_worker import EXTENSION, SHAPE
 
 GENERATE, RPC, RESET, VERSION = "/inference/v1/generate", "/collective_rpc", "/reset_prefix_cache", "/update_weight_version"
 START = (
-    f"VLLM_SERVER_DEV_MODE=1 vllm serve STUDENT --enable-scale-out --logprobs-mode processed_logprobs --worker-extension-cls {EXTENSION}"
-)
+    "start it with VLLM_SERVER_DEV_MODE=1 vllm serve STUDENT --enable-scale-out --logprobs-mode processed_logprobs "
+    f"--worker-extension-cls {EXTENSION} --load-format dummy --hf-overrides '{{\"vocab_size\": %d}}'"
+)  # with the number of the student's tokens
 TIMEOUT_S = 600.0  # of a response, which may wait for others
 PROBED = 8  # tokens of each response that a check asks for
 
@@ -59,18 +60,22 @@ class VLLMServerSampler(VLLM):
                 raise RefusedError(f"its log-probabilities differ by {gap:.2g} nats from those of the weights that it was given")
 
     def _check_start(self, model: PreTrainedModel) -> None:
-        """RefusedError unless it was started as it must be, with a model of this shape."""
+        """RefusedError unless it was started as it must be, with a model of this shape that has the student's tokens and no others."""
+        tokens = output_head(model).out_features
+        start = START % tokens
         if absent := [path for path in (GENERATE, RPC, RESET, VERSION) if path not in self.server.ask("/openapi.json")["paths"]]:
-            raise RefusedError(f"it has no {', '.join(absent)}; start it with {START}")
+            raise RefusedError(f"it has no {', '.join(absent)}; {start}")
         try:
             said = self._call("describe")[0]
         except PassingError as reason:
-            raise RefusedError(f"its workers cannot take weights ({reason}); start it with {START}") from None
+            raise RefusedError(f"its workers cannot take weights ({reason}); {start}") from None
         for key in SHAPE:
             if said[key] != (own := getattr(model.config, key, None)):
                 raise RefusedError(f"{key} of its model is {said[key]}, and {own} of the student; serve the student")
+        if said["vocab_size"] != tokens:
+            raise RefusedError(f"its model has {said['vocab_size']} output columns, and the student {tokens} tokens; {start}")
         if said["logprobs_mode"] != "processed_logprobs":
-            raise RefusedError(f"it gives {said['logprobs_mode']}; start it with {START}")
+            raise RefusedError(f"it gives {said['logprobs_mode']}; {start}")
 
     def _send(self, weights: Weights) -> None:
         with tempfile.TemporaryDirectory(prefix="opd-bench-") as folder:

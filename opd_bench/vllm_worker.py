@@ -15,7 +15,7 @@ from torch import Tensor
 
 EXTENSION = "opd_bench.vllm_worker.TakesWeights"
 SHAPE = (
-    *("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
     "tie_word_embeddings",
 )  # what two models must have in common for the weights of one to fit the other
 
@@ -43,6 +43,6 @@ class TakesWeights:
         return None
 
     def describe(self: Any) -> dict[str, Any]:
-        """Of the model, what SHAPE names; and of which logits the log-probabilities are."""
+        """Of the model, its output columns and what SHAPE names; and of which logits the log-probabilities are."""
         config = self.model_config.hf_text_config
-        return {**{key: getattr(config, key, None) for key in SHAPE}, "logprobs_mode": self.model_config.logprobs_mode}
+        return {**{key: getattr(config, key, None) for key in ("vocab_size", *SHAPE)}, "logprobs_mode": self.model_config.logprobs_mode}

@@ -28,7 +28,7 @@ def pair(pair_folders):
 def test_by_default_the_models_themselves_sample_and_score(pair_folders, pair, tmp_path):
     config = configured(pair_folders)
     assert backends.teacher_of(config, pair, alone := Teachers(pair.teacher), 40, tmp_path) == alone
-    assert backends.sampler_of(config, 40).func is backends.sample  # pyright: ignore[reportFunctionMemberAccess]
+    assert backends.sampler_of(config, 250, 40).func is backends.sample  # pyright: ignore[reportFunctionMemberAccess]
     assert backends.check_teacher(config, pair, PROMPTS, 40) is None
 
 

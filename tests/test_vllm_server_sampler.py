@@ -21,6 +21,7 @@ from transformers import LlamaForCausalLM
 
 from opd_bench import backends, vllm_server
 from opd_bench.errors import RunError, UserError
+from opd_bench.models import TokenHead
 from opd_bench.rollouts import sample
 from opd_bench.sequences import Prompts, Sequences
 from opd_bench.vllm_server_sampler import VLLMServerSampler
@@ -95,7 +96,7 @@ class FakeVLLM(ThreadingHTTPServer):
             return f"'CPUWorker' object has no attribute '{method}'"
         if method == "describe":
             config = self.served.model.config
-            truth = {**{key: getattr(config, key, None) for key in SHAPE}, "logprobs_mode": "processed_logprobs"}
+            truth = {**{key: getattr(config, key, None) for key in ("vocab_size", *SHAPE)}, "logprobs_mode": "processed_logprobs"}
             return {"results": [{**truth, **self.served.describes}]}
         assert method == "take_weights_from"
         self.served.files.append(Path(args[0]))
@@ -153,15 +154,23 @@ def draw(by, model, seed: int | None = 0, group: int = 1, temperature: float = 1
     return by(model, PROMPTS, max_response=RESPONSE, eos=EOS, generator=generator, group=group, temperature=temperature)
 
 
+def padded(model: LlamaForCausalLM, columns: int) -> LlamaForCausalLM:
+    """``model`` with output columns that stand for no token."""
+    model.resize_token_embeddings(VOCABULARY + columns, mean_resizing=False)
+    model.set_output_embeddings(TokenHead.of(model.get_output_embeddings(), VOCABULARY))
+    return model
+
+
 @torch.no_grad()
 def change(model) -> None:
     for weight in model.parameters():
         weight.add_(0.2)
 
 
-def test_what_is_written_are_the_students_tokens_with_its_probabilities(server, sampler):
-    """Other weights than the server began with; greedily they are what our own sampler writes."""
-    student = tiny_llama(3)
+@pytest.mark.parametrize("columns", [0, 3])
+def test_what_is_written_are_the_students_tokens_with_its_probabilities(server, sampler, columns):
+    """Other weights than the server began with; greedily they are what our own sampler writes. ``columns`` beyond the tokens stay here."""
+    student = padded(tiny_llama(3), columns)
     sampler.check(student, PROMPTS, EOS)
     for _ in range(2):
         ours, theirs = (draw(by, student, seed=None) for by in (sample, sampler))
@@ -196,7 +205,11 @@ def test_weights_travel_only_when_they_changed_and_leave_no_file(server, sampler
         ({"absent": "/collective_rpc"}, "has no /collective_rpc; start it with VLLM_SERVER_DEV_MODE=1"),
         ({"absent": "/inference/v1/generate"}, "has no /inference/v1/generate; .*--enable-scale-out"),
         ({"extended": False}, f"no attribute 'describe'.*--worker-extension-cls {EXTENSION}"),
-        ({"describes": {"vocab_size": VOCABULARY + 1}}, f"vocab_size of its model is {VOCABULARY + 1}, and {VOCABULARY} of the student"),
+        ({"describes": {"hidden_size": 33}}, "hidden_size of its model is 33, and 32 of the student"),
+        (
+            {"describes": {"vocab_size": VOCABULARY + 3}},
+            f"{VOCABULARY + 3} output columns, and the student {VOCABULARY} tokens; start it with .*'{{\"vocab_size\": {VOCABULARY}}}'",
+        ),
         ({"describes": {"logprobs_mode": "raw_logprobs"}}, "gives raw_logprobs.*--logprobs-mode processed_logprobs"),
         ({"reads": False}, "cannot read the weights .*No such file.* set TMPDIR"),
         ({"deaf": True}, "differ by .* nats from those of the weights that it was given"),
@@ -216,7 +229,7 @@ def test_what_cannot_work_is_said_before_training(server, sampler, at_server, co
 
 
 def test_a_server_that_is_down_is_said_before_training(pair_folders):
-    sampler = backends.sampler_of(configured(pair_folders, rollouts={"by": "server", "url": "http://127.0.0.1:9"}), LONGEST)
+    sampler = backends.sampler_of(configured(pair_folders, rollouts={"by": "server", "url": "http://127.0.0.1:9"}), VOCABULARY, LONGEST)
     assert isinstance(sampler, VLLMServerSampler)
     with pytest.raises(UserError, match="does not answer"):
         sampler.check(tiny_llama(3), PROMPTS, EOS)
