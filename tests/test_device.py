@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
-from contextlib import nullcontext
+from concurrent.futures import ProcessPoolExecutor
 from itertools import cycle
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
@@ -28,58 +29,89 @@ SMALL = {
 }
 
 
-def test_tensors_of_two_devices_are_refused_as_on_a_gpu():
+@pytest.fixture(scope="module")
+def apart():
+    """``apart(function, ...)``: its value from a process in which torch has met no other device before, as autograd wants it."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        yield lambda function, *arguments: pool.submit(function, *arguments).result()
+
+
+def test_tensors_of_two_devices_are_refused_as_on_a_gpu(apart):
+    assert apart(sums) == ([2, 2], "elsewhere", "Expected all tensors to be on the same device (aten.add.Tensor)")
+
+
+def sums() -> tuple[list[float], str, str]:
     with elsewhere():
         one = torch.ones(2, device="elsewhere")
-        assert (one + one).tolist() == [2, 2]
-        assert (one + one).device.type == "elsewhere"
-        with pytest.raises(RuntimeError, match="same device"):
+        with pytest.raises(RuntimeError) as refused:
             one + torch.ones(2)
+        return (one + one).tolist(), (one + one).device.type, str(refused.value)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "changes", [{}, {"lora": {"rank": 4}, "gradient_checkpointing": True, "methods": {"opd_rlaif": {"batch": 4}}}], ids=["in full", "lora"]
+    "changes",
+    [{}, {"lora": {"rank": 4}, "gradient_checkpointing": True, "methods": {"opd_rlaif": {"batch": 4}}}],
+    ids=["in full", "lora"],
 )
-def test_arms_on_another_device_come_to_the_same_results(pair_folders, tmp_path, monkeypatch, changes):
-    save, folders = PreTrainedModel.save_pretrained, {}
-    monkeypatch.setattr(PreTrainedModel, "save_pretrained", lambda model, folder: save(copy.deepcopy(model).cpu(), folder))
-    for place in ("cpu", "elsewhere"):
-        config = configured(pair_folders, **{**SMALL, **changes, "device": place})
-        with in_this_process(), elsewhere() if place == "elsewhere" else nullcontext():
-            run(config, tmp_path / place)
-        assert store.read_json(tmp_path / place / "manifest.json")["machine"]["device"] == place
-        folders[place] = [job.folder(tmp_path / place) for job in jobs(config)]
-    for own, other in zip(*folders.values(), strict=True):
+def test_arms_on_another_device_come_to_the_same_results(apart, pair_folders, tmp_path, changes):
+    config = configured(pair_folders, **{**SMALL, **changes})
+    there = config.model_copy(update={"device": "elsewhere"})
+    with in_this_process():
+        run(config, tmp_path / "cpu")
+    apart(run_elsewhere, there, tmp_path / "elsewhere")
+    for here, job in zip(jobs(config), jobs(there), strict=True):
+        own, other = here.folder(tmp_path / "cpu"), job.folder(tmp_path / "elsewhere")
         assert list(store.read_jsonl(own / "items.jsonl")) == list(store.read_jsonl(other / "items.jsonl"))
         one, two = (store.load_arrays(folder / "recording.npz") for folder in (own, other))
+        assert one
+        assert two
         assert one.keys() == two.keys()
         for name in one:  # to the last bits, as kernels of attention differ
             np.testing.assert_allclose(one[name], two[name], rtol=1e-3, atol=1e-4, err_msg=name)
+    for place in ("cpu", "elsewhere"):
+        assert store.read_json(tmp_path / place / "manifest.json")["machine"]["device"] == place
 
 
-def test_steps_in_bfloat16_stay_on_the_device(pair_folders, tmp_path):
+def run_elsewhere(config, out) -> None:
+    save = PreTrainedModel.save_pretrained
+    with pytest.MonkeyPatch.context() as patch, in_this_process(), elsewhere():  # a tensor there has no bytes to save
+        patch.setattr(PreTrainedModel, "save_pretrained", lambda model, folder: save(copy.deepcopy(model).cpu(), folder))
+        run(config, out)
+
+
+def test_steps_in_bfloat16_stay_on_the_device(apart, pair_folders, tmp_path):
     narrow = {"dtype": "bfloat16", "gradient_checkpointing": True}
-    config = configured(pair_folders, **SMALL, **narrow, device="elsewhere")
+    assert apart(steps_elsewhere, configured(pair_folders, **SMALL, **narrow, device="elsewhere"), tmp_path) == [({"elsewhere"}, True)] * 2
+
+
+def steps_elsewhere(config, out) -> list[tuple[set[str], bool]]:
+    """After a step of each method, where the student's weights lie, and whether they changed."""
+    found = []
     with elsewhere():
         shop = arm.workshop(config.model_dump_json())
         for job in (job for job in jobs(config) if job.method):
             student = copy.deepcopy(shop.pair.student)
-            bench = shop.bench(shop.engine(job, student, 1e-2, tmp_path / "corpus"), config.limit)
+            bench = shop.bench(shop.engine(job, student, 1e-2, out / "corpus"), config.limit)
             bench.batch = 4
             job.build().step(bench)
-            assert all(weight.device.type == "elsewhere" for weight in student.parameters())
-            assert not all(map(torch.equal, *(map(torch.Tensor.cpu, of.parameters()) for of in (student, shop.pair.student))))
+            pairs = zip(student.parameters(), shop.pair.student.parameters(), strict=True)
+            changed = not all(torch.equal(new.cpu(), old.cpu()) for new, old in pairs)
+            found.append(({weight.device.type for weight in student.parameters()}, changed))
+    return found
 
 
-def test_models_that_a_tier_builds_are_trained_on_the_device(pair_folders):
+def test_models_that_a_tier_builds_are_trained_on_the_device(apart, pair_folders):
+    assert apart(fit_elsewhere, str(pair_folders["student"])) == ("elsewhere", True)
+
+
+def fit_elsewhere(folder) -> tuple[str, bool]:
     data = cycle([(torch.tensor([[3, 4, 5, 6]]), torch.tensor([[0.0, 0.0, 1.0, 1.0]]))])
     with elsewhere():
-        model = load_model(str(pair_folders["student"]), device="elsewhere")
+        model = load_model(folder, device="elsewhere")
         before = model.lm_head.weight.cpu()
         fit(model, data, 2, [torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)])
-        assert model.lm_head.weight.device.type == "elsewhere"
-        assert not torch.equal(model.lm_head.weight.cpu(), before)
+        return model.lm_head.weight.device.type, not torch.equal(model.lm_head.weight.cpu(), before)
 
 
 def test_a_device_that_is_not_there_is_one_line(program):
