@@ -36,7 +36,7 @@ def ours() -> float:
     student, teacher, hidden_ND, taught_ND = inputs()
     before, grad_ND = peak_gib(), torch.empty_like(hidden_ND)
     ids_N, weight_N = torch.zeros(POSITIONS, dtype=torch.long), torch.ones(POSITIONS)
-    for cut in chunks(POSITIONS, VOCABULARY):
+    for cut in chunks(POSITIONS, VOCABULARY, torch.device("cpu")):
         with torch.no_grad():
             teacher_MV = torch.log_softmax(teacher(taught_ND[cut]), -1)
         tokens = Tokens(ids_N[cut], teacher_MV, weight_N[cut])

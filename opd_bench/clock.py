@@ -35,6 +35,13 @@ def part(name: str, *, when: bool = True, owner: bool = False) -> AbstractContex
     return _listener.part(name, owner)
 
 
+def settled(device: torch.device) -> float:
+    """`time.perf_counter` once all that was queued on ``device``, in this stream, is done: a GPU is asked and goes on by itself."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+    return time.perf_counter()
+
+
 @dataclass
 class Heard:
     """What a part came to. Bytes are those of the whole process; on an accelerator, those that torch has allocated there."""

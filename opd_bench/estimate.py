@@ -32,11 +32,13 @@ from opd_bench.ledger import VERIFIER, Charge
 from opd_bench.preflight import BYTES, held
 from opd_bench.resources import PACKAGE
 from opd_bench.rollouts import ROWS
+from opd_bench.scoring import CHUNK_LOGITS_GPU
 from opd_bench.trace import Counter
 
 SHAPES = PACKAGE / "shapes.yaml"
 FRAME = 64  # tokens that a judge's question is taken to add to an answer
 MICRO_TOKENS = 8192  # that are trained on at once, as the engine does
+LOGITS = 7  # float32 tensors over the vocabulary that a loss takes to be there at once: those of both models, products and gradients
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,7 @@ def estimate(config: Config) -> Estimate:
     memory = {
         **held(config, *sizes, student_flops.adapter_parameters or sizes[0]),
         "keys and values of rollouts": ROWS * longest * student.cache * sampled,
+        "logits": LOGITS * 4 * CHUNK_LOGITS_GPU,
         "activations": _activations(config, student.config, max(longest, MICRO_TOKENS)),
     }
 

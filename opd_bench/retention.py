@@ -61,7 +61,7 @@ def measure(student: PreTrainedModel, start: PreTrainedModel, texts: Sequences) 
         hidden = [response_hidden(model, part) for model in (start, student)]
         ids_M = part.ids_BT[part.response_BT]
         owner_M = rows[:, None].expand(part.response_BT.shape)[part.response_BT].numpy()
-        for cut in chunks(len(ids_M), columns):
+        for cut in chunks(len(ids_M), columns, student.device):
             before_MV, after_MV = (
                 torch.log_softmax(output_head(model)(hidden_MD[cut])[:, :columns].float(), -1)
                 for model, hidden_MD in zip((start, student), hidden, strict=True)

@@ -23,7 +23,8 @@ from opd_bench.losses import events
 from opd_bench.privilege import privilege_of
 from opd_bench.sequences import Sequences
 
-CHUNK_LOGITS = 2**22  # of one model that exist at once: 16 MiB in float32, which an allocator keeps and hands out again
+CHUNK_LOGITS = 2**22  # of one model that exist at once on a CPU: 16 MiB in float32, which an allocator keeps and hands out again
+CHUNK_LOGITS_GPU = 2**27  # 512 MiB: every chunk reads the head and writes its gradient, which small ones would be all about
 FOREIGN = 0.5  # nats; a gap between log-probabilities that no precision explains: other weights
 
 
@@ -84,9 +85,9 @@ def signal_error(teacher: Teacher, exact: ModelTeacher, sequences: Sequences) ->
     return {"largest_gap": gap_NK.abs().max().item(), "other_mass": given_NE[:, -1].exp().mean().item()}
 
 
-def chunks(count: int, vocabulary: int) -> Iterator[slice]:
-    """``count`` positions in pieces whose logits are ``CHUNK_LOGITS`` at most."""
-    size = max(1, CHUNK_LOGITS // vocabulary)
+def chunks(count: int, vocabulary: int, device: torch.device) -> Iterator[slice]:
+    """``count`` positions in pieces whose logits are ``CHUNK_LOGITS`` at most, or on a GPU ``CHUNK_LOGITS_GPU``."""
+    size = max(1, (CHUNK_LOGITS if device.type == "cpu" else CHUNK_LOGITS_GPU) // vocabulary)
     return (slice(at, min(at + size, count)) for at in range(0, count, size))
 
 

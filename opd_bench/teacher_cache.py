@@ -48,7 +48,8 @@ class CachedTeacher:
     def _score(self, sequences: Sequences) -> list[Sparse]:
         """One for each row, rounded as if they had been read again."""
         exact, lengths = self.exact(sequences), (sequences.length_B - sequences.prompt_B).tolist()
-        cuts = chunks(sequences.response_tokens, exact[:1][0].shape[1])
+        first_1V, _ = exact[:1]
+        cuts = chunks(sequences.response_tokens, first_1V.shape[1], first_1V.device)
         pieces = [likeliest(exact[cut][0], self.top) for cut in cuts]
         log_probs_NE = torch.cat([piece.log_probs_NE.half().float().cpu() for piece in pieces])
         top_NK = torch.cat([piece.top_NK.cpu() for piece in pieces])

@@ -112,6 +112,11 @@ def test_a_loss_sees_a_few_positions_at_a_time_and_each_once(engine):
     assert sorted(token for tokens in seen for token in tokens) == sorted(batch.ids_BT[batch.response_BT].tolist())
 
 
+def test_a_gpu_is_given_larger_pieces():
+    here, there = (next(scoring.chunks(10**6, 151_669, torch.device(device))) for device in ("cpu", "cuda"))
+    assert (here, there) == (slice(0, 27), slice(0, 884))
+
+
 def test_checkpointing_computes_layers_again_and_changes_nothing(engine):
     calls = []
     for layer in engine.student.base_model.layers:

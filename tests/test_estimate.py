@@ -77,7 +77,7 @@ def test_checkpointing_lora_and_a_narrow_judge_show_in_what_is_estimated(config)
     assert estimate(load("qwen3", [{"lora": {"rank": 16}}])).memory[trained] < whole.memory[trained] / 3
     assert whole.memory["keys and values of rollouts"] == ROWS * 1536 * 2 * 2 * 28 * 8 * 128
     assert "verifier" not in whole.writers
-    free = estimate(load("qwen3", [{"judge": {"by": "verifier"}}]))
+    free = estimate(load("qwen3", [{"judge": {"by": "verifier"}, "prompts": []}]))
     assert free.counter.judge_kind == "verifier"
     assert "judge" not in free.writers
     assert arm.TorchEngine.micro_tokens == MICRO_TOKENS
