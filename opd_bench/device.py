@@ -21,7 +21,9 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def require(device: str) -> None:
-    """UserError unless torch can put something on ``device``."""
+    """UserError unless torch can put something on ``device``, or where it names one of several."""
+    if ":" in device:
+        raise UserError(f"device: {device} names one of several; write {device.partition(':')[0]}, and say which by {VISIBLE}")
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -146,7 +146,7 @@ def load_pairs(
 def load_specialist(location: str, pair: Pair, *, remote_code: bool = False, eos: str | None = None) -> PreTrainedModel:
     """Another teacher for some of the prompts. UserError unless tokenizer and shape are those of the pair's own teacher."""
     agree(pair.tokenizer, other := load_tokenizer(location, remote_code=remote_code, eos=eos))
-    loaded = load_model(location, pair.teacher.dtype, device=str(pair.teacher.device), remote_code=remote_code)
+    loaded = load_model(location, pair.teacher.dtype, device=pair.teacher.device.type, remote_code=remote_code)
     model = fitting(loaded, other, "teacher")
     if [weight.shape for weight in model.parameters()] != [weight.shape for weight in pair.teacher.parameters()]:
         raise UserError(f"{location} has another shape than the other teacher; teachers of several tasks must be specialists of one base")

@@ -17,6 +17,7 @@ from test_compare import configured, in_this_process, run
 from transformers import PreTrainedModel
 
 from opd_bench import arm, device, launch, store
+from opd_bench.errors import UserError
 from opd_bench.models import load_model
 from opd_bench.plan import jobs
 from opd_bench.supervised import fit
@@ -122,6 +123,11 @@ def test_a_device_that_is_not_there_is_one_line(program):
         assert (code, out) == (2, "")
         assert error.startswith(f"error: device: {name} {said} (")
         assert error.rstrip().endswith("set device: cpu, or install a torch that has it")
+
+
+def test_which_gpu_is_said_by_the_environment():
+    with pytest.raises(UserError, match="device: cuda:1 names one of several; write cuda, and say which by CUDA_VISIBLE_DEVICES"):
+        device.require("cuda:1")
 
 
 def test_gpus_are_shared_out_among_workers(monkeypatch):
