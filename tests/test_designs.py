@@ -37,9 +37,8 @@ def shared(options: dict) -> tuple:
 @pytest.mark.parametrize("name", designs())
 def test_every_design_is_valid_over_every_tier_and_has_seeds_enough(name: str, tier: str):
     below, above = selection(name)
-    config = load(
-        tier, [below, above, {"students": ["embedded/student-0"], "teacher": "embedded/teacher"}]
-    )  # a tier's may be yet to be built
+    own = {"students": ["embedded/student-0"], "teacher": "embedded/teacher", "prompts": []}  # a tier's may be yet to be built or fetched
+    config = load(tier, [below, above, own])
     count = len(config.methods)
     assert config.seeds >= max(seeds_needed(count * (count - 1) // 2), seeds_needed(len(config.contrasts)))
     assert jobs(config)  # every method is found and takes its options
