@@ -115,14 +115,27 @@ def fit_elsewhere(folder) -> tuple[str, bool]:
         return model.lm_head.weight.device.type, not torch.equal(model.lm_head.weight.cpu(), before)
 
 
-def test_a_device_that_is_not_there_is_one_line(program):
-    for name, said in (("cuda", "is not to be had here"), ("gpu", "is not to be had here")):
-        if name == "cuda" and torch.cuda.is_available():
-            continue
-        code, out, error = program("compare", "--device", name, "--out", "run")
-        assert (code, out) == (2, "")
-        assert error.startswith(f"error: device: {name} {said} (")
-        assert error.rstrip().endswith("set device: cpu, or install a torch that has it")
+BUILD = """
+students: [built/start]
+teacher: built/start
+tasks: {stem: [opd_bench_arithmetic], coding: []}
+build: {base: embedded/student-0, models: {start: {steps: 1}}, batch_tokens: 512, lr: 0.001}
+"""
+AUDIT = ("--student", "embedded/student-0", "--teacher", "embedded/teacher", "--task", "opd_bench_arithmetic")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("compare",), ("audit", *AUDIT), ("build-teacher", "--tier", "embedded", "--config", "build.yaml")],
+    ids=lambda command: command[0],
+)
+def test_a_device_that_is_not_there_is_one_line(program, monkeypatch, tmp_path, command):
+    monkeypatch.setenv("OPD_BENCH_CACHE", str(tmp_path / "cache"))
+    store.write_text(tmp_path / "build.yaml", BUILD)
+    code, out, error = program(*command, "--device", "gpu")
+    assert (code, out) == (2, "")
+    assert error.startswith("error: device: gpu is not to be had here (")
+    assert error.rstrip().endswith("set device: cpu, or install a torch that has it")
 
 
 def test_which_gpu_is_said_by_the_environment():
