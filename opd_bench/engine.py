@@ -22,7 +22,6 @@ from opd_bench import clock
 from opd_bench.behind import Behind
 from opd_bench.bench import Judgement, Updated, Usage
 from opd_bench.checkpointing import checkpointed
-from opd_bench.clock import settled
 from opd_bench.errors import RunError
 from opd_bench.flops import FlopCount
 from opd_bench.judge import Answer, Judge, Reader
@@ -127,16 +126,16 @@ class TorchEngine:
     def update(self, sequences: Sequences, loss: Loss, *, teacher: bool, weights_B: torch.Tensor | None, lr_scale: float) -> Updated:
         weights_B = torch.ones(len(sequences)) if weights_B is None else weights_B
         device = self.student.device
-        total, teacher_s, start = 0.0, 0.0, settled(device)
+        total, teacher_s, start = 0.0, 0.0, clock.settled(device)
         head, mixed = output_head(self.student), self.dtype != torch.float32
         head_VD = head.weight.detach()[: head.out_features].to(self.dtype) if mixed else None
         self.optimizer.zero_grad(set_to_none=True)  # of an update that failed half-way
         for rows in micro_batches(sequences, self.micro_tokens):
             part = sequences[rows]
-            begun = settled(device)
+            begun = clock.settled(device)
             with clock.part("teacher", when=teacher):
                 scores = self.teacher(part) if teacher else None
-            teacher_s += settled(device) - begun
+            teacher_s += clock.settled(device) - begun
             narrow = torch.autocast(device.type, self.dtype, enabled=mixed)
             with clock.part("forward"), narrow, checkpointed(self.student) if self.gradient_checkpointing else nullcontext():
                 hidden_ND, mask_BT = response_hidden(self.student, part), part.response_BT
@@ -144,11 +143,11 @@ class TorchEngine:
             weight_N = weights_B[rows][:, None].expand(mask_BT.shape)[mask_BT].to(device)
             grad_ND = torch.empty_like(hidden_ND)
             for cut in chunks(len(ids_N), head.out_features, device):
-                begun = settled(device)
+                begun = clock.settled(device)
                 with clock.part("teacher", when=teacher):
                     given = (None, None) if scores is None else scores[cut]
                     teacher_ME, top_MK = (of if of is None else of.to(device) for of in given)
-                teacher_s += settled(device) - begun
+                teacher_s += clock.settled(device) - begun
                 tokens = Tokens(ids_N[cut], teacher_ME, weight_N[cut], top_MK)
                 term = self.mismatch.corrected(loss, sampled_N[cut]) if sequences.updates == self.updates else loss
                 with clock.part("loss"):
@@ -168,7 +167,7 @@ class TorchEngine:
                 torch.autograd.graph.increment_version(trained(self.student))  # which fused AdamW does not: vLLM goes by it
             self.optimizer.zero_grad(set_to_none=True)
         self.updates += 1
-        return Updated(total, teacher_s, settled(device) - start - teacher_s)
+        return Updated(total, teacher_s, clock.settled(device) - start - teacher_s)
 
 
 def through_head(

@@ -22,7 +22,6 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from opd_bench import device
 from opd_bench.allocator import keep_freed_memory
 from opd_bench.config import Config
-from opd_bench.device import VISIBLE
 from opd_bench.errors import RunError, UserError
 from opd_bench.plan import Job
 
@@ -33,7 +32,7 @@ def _start_worker(messages: multiprocessing.SimpleQueue, places: multiprocessing
     global _messages
     _messages = messages
     if place := places.get():
-        os.environ[VISIBLE] = place
+        os.environ[device.VISIBLE] = place
     signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
     _die_with_parent()
     keep_freed_memory()

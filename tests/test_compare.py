@@ -326,6 +326,8 @@ def test_a_method_with_a_schedule_of_its_own_trains_for_each_budget_separately_a
         assert (own / name).read_bytes() == (branched / name).read_bytes()
     points = [json.loads((folder / "arm.json").read_text())["points"] for folder in (own, branched)]
     assert [point["spent"]["flops"] for point in points[0]] == [point["spent"]["flops"] for point in points[1]]
+    whole = configured(pair_folders, seeds=1, budget={"points": []}, methods={str(tmp_path / "mine.py"): {"lr": lr}})
+    assert not any("a schedule of its own" in note for note in run(whole, tmp_path / "whole").notes)  # there was no smaller budget
 
 
 def test_a_method_that_fails_late_ends_the_run_and_finished_arms_are_kept(pair_folders, tmp_path, inline):

@@ -154,25 +154,20 @@ def test_gpus_are_shared_out_among_workers(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_worker_sees_the_gpu_it_was_given(monkeypatch, pair_folders, tmp_path):
+def test_a_worker_sees_the_gpu_it_was_given_and_its_parent_lets_go_of_models(monkeypatch, pair_folders, tmp_path):
     monkeypatch.setattr(device, "places", lambda name, workers: ["7"] * workers)
     monkeypatch.setattr(launch, "_carry_out", _write_what_is_seen)
     config = configured(pair_folders)
     job = jobs(config)[0]
+    arm.workshop(config.model_dump_json())
     launch.carry_out(config, [job], tmp_path, 1, Console(quiet=True), lambda job: "")
     assert (tmp_path / "seen").read_text() == "7"
     assert device.VISIBLE not in os.environ
+    assert arm.workshop.cache_info().currsize == 0
 
 
 def _write_what_is_seen(config, job, out):
     (out / "seen").write_text(os.environ.get(device.VISIBLE, "everything"))
-
-
-def test_a_parent_lets_go_of_its_models(pair_folders):
-    arm.workshop(configured(pair_folders).model_dump_json())
-    assert arm.workshop.cache_info().currsize == 1
-    arm.forget()
-    assert arm.workshop.cache_info().currsize == 0
 
 
 def test_memory_is_asked_of_the_fullest_gpu(monkeypatch):

@@ -103,6 +103,10 @@ def test_memory_that_cannot_be_enough_is_refused_with_advice(config, pair_folder
     assert "\n" not in str(raised.value)
     with pytest.raises(UserError, match="2 arms"):
         memory(config, 2, free=need * 10**9)
+    monkeypatch.setattr(preflight.device, "places", lambda name, workers: ["0", "1", "0"])  # arms that share a GPU share its memory
+    with pytest.raises(UserError, match="2 arms side by side"):
+        memory(config, 3, free=2 * need * 10**9 - 1)
+    assert "2 at once" in memory(config, 3, free=2 * need * 10**9)
 
 
 def test_less_is_needed_with_adapters_or_a_narrow_teacher(pair_folders, monkeypatch):

@@ -42,7 +42,6 @@ def configured(qwen3_folders, **changes):
         "max_response": 12,
         "evaluation": {"limit": 2},
         "exposure": {"prompts": 2, "continued": 1, "draws": 20},
-        "judge": {"by": "check", "max_check": 4},
         "methods": {name: {"batch": 4} for name in METHODS},
         "gpu": None,
     }

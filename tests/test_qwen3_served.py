@@ -7,12 +7,16 @@ import copy
 import pytest
 import torch
 from qwen3_pair import TURN
+from test_compare import in_this_process, run
+from test_qwen3 import configured
 from test_samplers import assert_logprobs, needs_vllm, serving
 
+from opd_bench import store
 from opd_bench.engine import TorchEngine
 from opd_bench.judge_model import CheckJudge
 from opd_bench.losses import reverse_kl
 from opd_bench.models import load_pairs
+from opd_bench.plan import jobs
 from opd_bench.rollouts import sample
 from opd_bench.scoring import ModelTeacher, signal_error
 from opd_bench.sequences import Prompts
@@ -57,3 +61,19 @@ def test_a_served_teacher_ends_and_scores_as_its_weights_do(qwen3_folders, tmp_p
         teacher = ServerTeacher(url, "served", 8, pair.teacher.config.vocab_size, pair.eos, tokens, 64)
         teacher.check()
         assert signal_error(teacher, ModelTeacher(pair.teacher), texts)["largest_gap"] < 1e-3
+
+
+@needs_vllm
+def test_the_tier_runs_arms_with_its_own_engines_and_judge(qwen3_folders, tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    options = ("--max-model-len", 2048, "--max-logprobs", 20, "--dtype", "bfloat16")
+    with serving(qwen3_folders["teacher"], tmp_path / "log", *options) as url, in_this_process():
+        engines = {"rollouts": {"by": "vllm"}, "scoring": {"by": "server", "url": url, "served": "served"}}
+        budget = {"axis": "flops", "limit": 3e9}  # in hours it might be spent on the first call of vLLM
+        config = configured(qwen3_folders, **engines, budget=budget, methods={name: {"batch": 4} for name in ("sft", "opd_rlaif")})
+        board = run(config, tmp_path / "run")
+    assert {method.name for method in board.methods} == {"sft", "opd_rlaif"}
+    (job,) = (job for job in jobs(config) if job.method == "opd_rlaif")
+    charged = {charge["kind"] for charge in store.read_jsonl(job.folder(tmp_path / "run") / "ledger.jsonl") if charge["seconds"]}
+    assert charged == {"student_sample", "teacher_score", "judge", "student_update"}
+    assert store.read_json(job.folder(tmp_path / "run") / "arm.json")["mismatch"]["tokens"] > 0
